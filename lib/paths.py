@@ -1,0 +1,30 @@
+"""Where things are, absolute, so that Jupyter, nbval and papermill find them from any folder.
+
+| variable              | moves                                                   | default       |
+|-----------------------|---------------------------------------------------------|---------------|
+| `COMPANION_DATA`      | what is made: raw/, prepared/, sequencers/              | `data/`       |
+| `COMPANION_BUILD`     | executed notebooks, HTML, figures, metrics              | `build/`      |
+| `COMPANION_DATASETS`  | a read-only folder of data sets on disk, searched first | none          |
+"""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = ROOT / "notebooks"
+PROFILES = NOTEBOOKS / "profiles"
+RECORDED = ROOT / "data" / "recorded"
+DATA = Path(os.environ.get("COMPANION_DATA") or ROOT / "data").resolve()
+BUILD = Path(os.environ.get("COMPANION_BUILD") or ROOT / "build").resolve()
+RAW, PREPARED, SEQUENCERS = DATA / "raw", DATA / "prepared", DATA / "sequencers"
+
+
+def dataset(relative):
+    """The path of `relative` (`"MNIST/raw"`, say) in COMPANION_DATASETS if it is there, else below `RAW`.
+
+    The path returned need not exist: whoever asks says what to do when it does not.
+    """
+    shelf = os.environ.get("COMPANION_DATASETS")
+    if shelf and (Path(shelf).resolve() / relative).exists():
+        return Path(shelf).resolve() / relative
+    return RAW / relative
