@@ -1,0 +1,141 @@
+"""Class activation maps: Zhou, Khosla, Lapedriza, Oliva, Torralba 2016, section 2.
+
+The last feature maps f_k(x, y) are averaged over the image, F_k = mean_{x,y} f_k(x, y) (the paper writes a sum), and
+a linear map gives the class scores S_c = sum_k w_k^c F_k + b_c (the paper leaves out b_c). Exchanging the two sums,
+
+    M_c(x, y) = sum_k w_k^c f_k(x, y)        (Eq. 2)        and        S_c = mean_{x,y} M_c(x, y) + b_c.
+"""
+
+from contextlib import contextmanager, nullcontext
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import nn
+from torch.nn import functional
+
+
+@contextmanager
+def evaluating(network):
+    """Put `network` into evaluation mode and afterwards every module back into the mode it was in."""
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        yield network.eval()
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def forward(network, images, context=None):
+    """One forward pass, inside `context` if given, that also returns what the class scores were averaged from.
+
+    Returns scores (B, N), the last feature maps f (B, K, h, w) and the class kernels' responses z (B, N, h, w) with
+    mean_{x,y} z = scores (of max(z, 0) where a ReLU follows, as in SqueezeNet). z includes the bias b_c, M_c does not.
+    The head is the layer with weights registered last. That it sees a global average is checked by value:
+    raises ValueError where the scores are no average of maps, so where no class activation map exists.
+    """
+    if not (torch.is_tensor(images) and images.ndim == 4 and images.is_floating_point()):
+        got = f"{images.dtype} {tuple(images.shape)}" if torch.is_tensor(images) else type(images).__name__
+        raise ValueError(f"images are {got}; give a floating point tensor (B, C, H, W)")
+    weighted = [module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    if not weighted:
+        raise ValueError(f"{type(network).__name__} has no linear or convolutional layer to take class weights from")
+    head, seen = weighted[-1], {}
+
+    def keep_map(module, inputs, output):
+        if "z" not in seen and torch.is_tensor(output) and output.ndim == 4 and output[0, 0].numel() > 1:
+            seen["f"] = output
+
+    def keep_head(module, inputs, output):
+        seen["F"], seen["z"] = inputs[0], output
+
+    handles = [module.register_forward_hook(keep_map) for module in network.modules() if module is not head]
+    handles.append(head.register_forward_hook(keep_head))
+    try:
+        with evaluating(network), context or nullcontext():
+            scores = network(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+    name = type(network).__name__
+    if not {"f", "F", "z"} <= seen.keys() or not torch.is_tensor(scores):
+        raise ValueError(f"{name}: no feature maps larger than 1x1 reach the last layer; give larger images than "
+                         f"{tuple(images.shape[2:])}, or a network that ends in global average pooling")  # fmt: skip
+    if isinstance(head, nn.Conv2d):
+        f, z = seen["F"], seen["z"]
+        pooled = any(_close(response.mean((2, 3)), scores) for response in (z, z.clamp(min=0)))
+    else:
+        candidates = [maps for maps in (seen["f"], seen["f"].clamp(min=0)) if _close(maps.mean((2, 3)), seen["F"])]
+        pooled = bool(candidates) and _close(seen["z"], scores)
+        if pooled:
+            f = candidates[0]
+            z = functional.conv2d(f, head.weight[:, :, None, None], head.bias)
+    if not pooled:
+        raise ValueError(f"{name}: the class scores are not one linear map of globally averaged feature maps, so no "
+                         "class activation map exists (Zhou 2016, section 2); replace the layers after the last "
+                         "convolution by global average pooling and one linear layer, and fine-tune")  # fmt: skip
+    return scores, f, z
+
+
+def _close(a, b):
+    return a.shape == b.shape and torch.allclose(a.float(), b.float(), rtol=1e-2, atol=1e-3 * b.abs().max().item())
+
+
+def split(network):
+    """The network as Eq. 1 sees it: `(features, weight (N, K), bias (N,) or None)`.
+
+    `features(images (B, C, H, W)) -> f (B, K, h, w)`; weight is w_k^c, from a linear layer or a 1x1 convolution.
+    Raises ValueError where the last layer is neither; `features` raises where it is not preceded (linear layer) or
+    followed (convolution) by global average pooling.
+    """
+    weighted = [module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    head = weighted[-1] if weighted else None
+    if head is None or (isinstance(head, nn.Conv2d) and (head.kernel_size != (1, 1) or head.groups != 1)):
+        raise ValueError(f"{type(network).__name__} ends in {head}, but w_k^c is one number for each feature map k "
+                         "and class c: a linear layer or a 1x1 convolution")  # fmt: skip
+    bias = None if head.bias is None else head.bias.detach()
+    return lambda images: forward(network, images)[1], head.weight.detach().flatten(1), bias
+
+
+def chosen(classes, count):
+    """`classes` as a list of class indices below `count`; None means all. Raises ValueError out of range."""
+    indices = list(range(count)) if classes is None else [int(c) for c in classes]
+    if wrong := [c for c in indices if not 0 <= c < count]:
+        raise ValueError(f"classes {wrong} out of range; the network has {count} classes, 0 to {count - 1}")
+    return indices
+
+
+def class_activation_maps(network, images, classes=None):
+    """M_c(x, y) = sum_k w_k^c f_k(x, y) for all classes or those in `classes` (Zhou 2016, Eq. 2).
+
+    Takes images (B, C, H, W) float, normalised as the network was trained. Returns scores (B, N) and maps
+    (B, len(classes) or N, h, w) at the feature maps' resolution. Raises ValueError as `forward` and `split` do.
+    """
+    _, weight, _ = split(network)
+    wanted = chosen(classes, len(weight))
+    with torch.no_grad():
+        scores, f, _ = forward(network, images)
+        return scores, functional.conv2d(f, weight[wanted][:, :, None, None])
+
+
+def upsample(maps, size):
+    """Maps (B, N, h, w) bilinearly up-sampled to the image's `size` (H, W), as section 2 of the paper says."""
+    return functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+
+
+def box(map, threshold=0.2):
+    """The bounding box `(x0, y0, x1, y1)` of the largest connected part of a map (H, W) above `threshold` x maximum.
+
+    Zhou 2016, section 3.2: 20 % of the maximum. In pixels, x1 and y1 exclusive; neighbours share an edge.
+    Raises ValueError for a map without a positive finite maximum, or a threshold outside [0, 1).
+    """
+    values = np.asarray(map.detach().cpu().float() if torch.is_tensor(map) else map)
+    if not 0 <= threshold < 1:
+        raise ValueError(f"threshold is {threshold}; give a share of the map's maximum, 0 <= threshold < 1")
+    if values.ndim != 2 or not np.isfinite(values).all() or values.max() <= 0:
+        raise ValueError(f"no box in a map of shape {values.shape} with values from {values.min()} to {values.max()}: "
+                         "give a finite map (H, W) with a positive maximum")  # fmt: skip
+    parts, _ = ndimage.label(values > threshold * values.max())
+    rows, columns = ndimage.find_objects(parts == np.bincount(parts.flat)[1:].argmax() + 1)[0]
+    return columns.start, rows.start, columns.stop, rows.stop

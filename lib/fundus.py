@@ -1,0 +1,343 @@
+"""From raw fundus photographs to a prepared data set: selective cropping, one size, three parts (CLEAR-DR, data).
+
+`prepare` reads what Kaggle ships for EyePACS and writes a folder that `Prepared` hands to the training:
+
+    images/<name>.png   size x size RGB, the retina from edge to edge, padded with black where the camera cut it
+    masks/<name>.png    lesions in the same geometry, bit i set where `phantom.LESIONS[i]` is (where raw has masks)
+    manifest.csv        image, patient, eye, grade, part, left, top, right, bottom, width, height
+    rejects.csv         image, reason: every photograph or label that is not in the manifest
+    dataset.json        the request, the counts, and the training part's channel means and deviations
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image, ImageOps
+from scipy import ndimage
+from sklearn.model_selection import train_test_split
+from tqdm import tqdm
+
+from lib.phantom import LESIONS
+
+PARTS = ("train", "val", "test")
+EYES = {"right": ["right"], "left": ["left"], "both": ["left", "right"]}
+VALIDATION_SHARE = 0.1
+UNREADABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    Image.DecompressionBombError,
+)  # what Pillow raises on bad files
+
+
+def retina(image):
+    """The retina on its black background: the largest region that is brighter than the frame around it.
+
+    A pixel is bright when its strongest channel, averaged over its neighbourhood, is a tenth of the way from the
+    frame's dark level (5th percentile) to its bright level (98th percentile).
+    `image` uint8 (H, W, 3); returns bool (H, W), holes filled. Raises ValueError for a black or flat frame.
+    """
+    brightness = image.max(axis=2).astype(np.float32)
+    smooth = ndimage.uniform_filter(brightness, size=max(3, min(brightness.shape) // 200), mode="nearest")
+    dark, bright = np.percentile(smooth[::2, ::2], [5, 98])
+    if bright - dark < 12:
+        raise ValueError(
+            f"no retina found: brightest and darkest areas differ by {bright - dark:.1f} of 255 grey levels, "
+            "at least 12 needed"
+        )
+    regions, count = ndimage.label(smooth > dark + 0.1 * (bright - dark))
+    areas = np.bincount(regions.ravel(), minlength=count + 1)[1:]
+    if areas.max() < 0.05 * brightness.size:
+        raise ValueError(
+            f"no retina found: the largest bright region covers {areas.max() / brightness.size:.1%} of the frame, "
+            "at least 5% needed"
+        )
+    return ndimage.binary_fill_holes(regions == 1 + areas.argmax())
+
+
+def crop_box(image):
+    """Selective cropping: the pixel box (left, top, right, bottom) around the retina, right and bottom exclusive.
+
+    Rows and columns that hold less than 8 % of the retina's widest extent are left out: the camera's notch sticks
+    out no wider than that, and of a disc it costs 0.3 % of the radius. A disc that the frame cuts gives the box of
+    what is there. `image` uint8 (H, W, 3). Raises ValueError as `retina` does.
+    """
+    mask = retina(image)
+    box = []
+    for axis in (0, 1):
+        extent = mask.sum(axis=axis)
+        inside = np.flatnonzero(extent >= 0.08 * extent.max())
+        box.append((int(inside[0]), int(inside[-1]) + 1))
+    (left, right), (top, bottom) = box
+    return left, top, right, bottom
+
+
+def placement(box, size):
+    """Where `box` lands on the size x size canvas: aspect ratio kept, longer side fills it, shorter side centred.
+
+    Returns (x, y, width, height) in canvas pixels.
+    """
+    left, top, right, bottom = box
+    scale = size / max(right - left, bottom - top)
+    width, height = max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale))
+    return (size - width) // 2, (size - height) // 2, width, height
+
+
+def cut(image, box, size):
+    """The retina alone: `box` of `image` uint8 (H, W, 3), Lanczos-resampled on black; uint8 (size, size, 3)."""
+    x, y, width, height = placement(box, size)
+    canvas = np.zeros((size, size, 3), np.uint8)
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS, box=box)
+    canvas[y : y + height, x : x + width] = np.asarray(resized)
+    return canvas
+
+
+def cut_mask(bits, box, size):
+    """Lesions in the geometry of `cut`; a pixel keeps every bit that any pixel it covers has, so that none is lost.
+
+    `bits` uint8 (H, W); returns uint8 (size, size).
+    """
+    x, y, width, height = placement(box, size)
+    canvas = np.zeros((size, size), np.uint8)
+    for bit in range(8):
+        lesion = (bits >> bit & 1).astype(np.float32)
+        if lesion.any():
+            resized = Image.fromarray(lesion).resize((width, height), Image.Resampling.BOX, box=box)
+            canvas[y : y + height, x : x + width] |= (np.asarray(resized) > 0).astype(np.uint8) << bit
+    return canvas
+
+
+def read_photograph(path):
+    """The photograph upright (EXIF orientation applied) as uint8 (H, W, 3) RGB.
+
+    Raises OSError, SyntaxError or ValueError when Pillow cannot decode it, or it has more than 8 bits a channel.
+    """
+    with Image.open(path) as photograph:
+        if photograph.mode.startswith(("I", "F")):
+            raise ValueError(f"{photograph.mode} has more than 8 bits a channel; convert it to 8-bit RGB")
+        return np.asarray(ImageOps.exif_transpose(photograph).convert("RGB"))
+
+
+def read_labels(raw, eye):
+    """The labels of `eye` beside the photographs of `raw`.
+
+    Returns (table with image, patient, eye, grade, path; rejects [(image, reason)]), both in the order of names.
+    """
+    labels = pd.read_csv(raw / "trainLabels.csv", dtype=str, keep_default_na=False)
+    if not {"image", "level"} <= set(labels.columns):
+        raise ValueError(
+            f"{raw / 'trainLabels.csv'} has the columns {', '.join(labels.columns)}; it needs image and level, "
+            "as Kaggle's trainLabels.csv has them."
+        )
+    photographs = pd.DataFrame({"path": sorted((raw / "train").glob("*.jpeg"))}, dtype=object)
+    photographs["image"] = [path.stem for path in photographs["path"]]
+    if photographs.empty:
+        raise FileNotFoundError(
+            f"{raw / 'train'} holds no .jpeg photograph. Unpack Kaggle's train archive there, or let "
+            "notebooks/03_dr_dataset.ipynb write the phantom collection."
+        )
+    table = photographs.merge(labels, how="outer", on="image").sort_values("image", ignore_index=True)
+    table[["patient", "eye"]] = table["image"].str.extract(r"^(.+)_(left|right)$")
+    table = table[table["eye"].isin(EYES[eye]) | table["eye"].isna()]
+    table["grade"] = pd.to_numeric(table["level"], errors="coerce")
+    reasons = {
+        "name does not end in _left or _right": table["eye"].isna(),
+        "no label": table["level"].isna(),
+        "no photograph": table["path"].isna(),
+        "labelled more than once": table["image"].duplicated(keep=False),
+        "level is not 0 to 4": ~table["grade"].isin(range(5)),
+    }
+    reason = np.select(list(reasons.values()), list(reasons), "")
+    rejects = list(zip(table["image"], reason, strict=True))
+    rejects = list(dict.fromkeys(reject for reject in rejects if reject[1]))
+    return table[reason == ""].astype({"grade": int}), rejects
+
+
+def prepare_photograph(row, raw, out, size):
+    """Write one photograph, and its mask if it has one; returns its box, original size and channel sums.
+
+    Raises ValueError with the reason for the photograph to be rejected.
+    """
+    try:
+        image = read_photograph(row.path)
+    except UNREADABLE as error:
+        raise ValueError(f"unreadable: {str(error).replace(str(row.path), row.path.name)}") from error
+    left, top, right, bottom = box = crop_box(image)
+    if max(right - left, bottom - top) < size / 2:
+        raise ValueError(f"too small: retina of {right - left} x {bottom - top} pixels, prepared size {size}")
+    mask = raw / "masks" / f"{row.image}.png"
+    if mask.exists():
+        bits = np.asarray(Image.open(mask))
+        if bits.shape != image.shape[:2]:
+            raise ValueError(f"mask of shape {bits.shape} for a photograph of shape {image.shape[:2]}")
+        Image.fromarray(cut_mask(bits, box, size)).save(out / "masks" / f"{row.image}.png", compress_level=1)
+    prepared = cut(image, box, size)
+    Image.fromarray(prepared).save(out / "images" / f"{row.image}.png", compress_level=1)
+    values = prepared.reshape(-1, 3) / 255
+    return (*box, image.shape[1], image.shape[0]), (values.sum(axis=0), (values**2).sum(axis=0))
+
+
+def split(table, test_share, seed):
+    """The part of every row: test_share of the patients, then a tenth of the others for validation.
+
+    Stratified by the worse eye's grade, by patient, so that both eyes fall on one side. Returns a Series of str.
+    Raises ValueError when a part would lack a grade.
+    """
+    worst = table.groupby("patient")["grade"].max()
+    try:
+        rest, test = train_test_split(worst, test_size=test_share, stratify=worst, random_state=seed)
+        train, val = train_test_split(rest, test_size=VALIDATION_SHARE, stratify=rest, random_state=seed)
+        lacking = any(set(part) != set(worst) for part in (train, val, test))
+    except ValueError:
+        lacking = True
+    if lacking:
+        counts = ", ".join(
+            f"grade {grade}: {count}" for grade, count in worst.value_counts().sort_index().items()
+        )
+        raise ValueError(
+            f"{len(worst)} patients ({counts}) are too few for a training, a validation and a test part that each "
+            f"hold every grade at test_share={test_share}. Add photographs, or raise test_share."
+        )
+    part = pd.concat(
+        [pd.Series(name, index=who.index) for name, who in zip(PARTS, (train, val, test), strict=True)]
+    )
+    return table["patient"].map(part)
+
+
+def fingerprint(raw):
+    """Hash of the label table and of every file's name and size: changes when the collection does."""
+    digest = hashlib.sha256((raw / "trainLabels.csv").read_bytes())
+    for path in sorted([*(raw / "train").glob("*"), *(raw / "masks").glob("*")]):
+        digest.update(f"{path.parent.name}/{path.name} {path.stat().st_size}\n".encode())
+    return digest.hexdigest()
+
+
+def prepare(raw, out, size, eye="right", test_share=0.1, seed=0):
+    """Crop, resize and split the photographs of `raw` into the data set `out`; returns `out` as a Path.
+
+    `raw` holds train/<patient>_<eye>.jpeg and trainLabels.csv (image, level) as Kaggle ships EyePACS; `size` in pixels;
+    `eye` is "right" (CLEAR-DR's choice), "left" or "both". The data set appears under its name only when it is whole.
+    One that the same request made is used again; one that another request made is replaced.
+    Raises ValueError or FileNotFoundError that say what to do; single bad photographs go to rejects.csv.
+    """
+    raw, out = Path(raw), Path(out)
+    if not 16 <= size <= 2048:
+        raise ValueError(f"size is {size}; choose a side of 16 to 2048 pixels.")
+    if not 0.01 <= test_share <= 0.5:
+        raise ValueError(f"test_share is {test_share}; choose a share of 0.01 to 0.5 (CLEAR-DR: 0.1).")
+    if eye not in EYES:
+        raise ValueError(f"eye is {eye!r}; choose one of {', '.join(EYES)}.")
+    if not (raw / "trainLabels.csv").exists():
+        raise FileNotFoundError(
+            f"{raw} has no trainLabels.csv. A raw collection is train/*.jpeg with trainLabels.csv beside it, as "
+            "Kaggle ships EyePACS; notebooks/03_dr_dataset.ipynb writes a phantom collection of that form."
+        )
+    request = {"source": raw.name, "fingerprint": fingerprint(raw), "size": size, "eye": eye}
+    request |= {"test_share": test_share, "seed": seed}
+    made = out / "dataset.json"
+    if made.exists() and request.items() <= json.loads(made.read_text()).items():
+        return out
+    if out.exists() and not made.exists():
+        raise FileExistsError(
+            f"{out} exists and is no prepared data set. Move it away, or choose another folder."
+        )
+
+    table, rejects = read_labels(raw, eye)
+    partial = out.with_name(out.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "images").mkdir(parents=True)
+    if (raw / "masks").exists():
+        (partial / "masks").mkdir()
+    rows, sums = [], {}
+    for row in tqdm(table.itertuples(), total=len(table), desc="preparing", disable=None):
+        try:
+            geometry, sums[row.image] = prepare_photograph(row, raw, partial, size)
+            rows.append((row.image, row.patient, row.eye, row.grade, *geometry))
+        except ValueError as error:
+            rejects.append((row.image, str(error)))
+    columns = ["image", "patient", "eye", "grade", "left", "top", "right", "bottom", "width", "height"]
+    manifest = pd.DataFrame(rows, columns=columns)
+    manifest.insert(4, "part", split(manifest, test_share, seed))
+    manifest.to_csv(partial / "manifest.csv", index=False)
+    pd.DataFrame(sorted(rejects), columns=["image", "reason"]).to_csv(partial / "rejects.csv", index=False)
+
+    training = manifest["image"][manifest["part"] == "train"]
+    mean, square = np.sum([sums[image] for image in training], axis=0) / (len(training) * size**2)
+    counts = {part: manifest["grade"][manifest["part"] == part].value_counts().sort_index() for part in PARTS}
+    request |= {
+        "counts": {part: {str(grade): int(n) for grade, n in c.items()} for part, c in counts.items()}
+    }
+    request |= {"rejected": len(rejects), "mean": mean.tolist(), "std": np.sqrt(square - mean**2).tolist()}
+    (partial / "dataset.json").write_text(json.dumps(request, indent=1) + "\n")
+    if out.exists():
+        shutil.rmtree(out)
+    os.replace(partial, out)
+    return out
+
+
+class Prepared(torch.utils.data.Dataset):
+    """One part ("train", "val" or "test") of a prepared data set, held in memory as uint8 (size² x 3 bytes each).
+
+    Item i is (image float32 (3, H, W), the training part's mean subtracted and deviation divided by channel; grade int).
+    `flips` mirrors at random left-right and up-down, drawn from torch's generator. Attributes: `images` uint8
+    (N, 3, H, W), `grades` int64 (N,), `names`, `mean` and `std` float32 (3, 1, 1).
+    Raises FileNotFoundError when the data set or one of its files is missing, ValueError for an unknown part.
+    """
+
+    def __init__(self, folder, part, flips=False):
+        self.folder, self.part, self.flips = Path(folder), part, flips
+        if part not in PARTS:
+            raise ValueError(f"part is {part!r}; choose one of {', '.join(PARTS)}.")
+        if not (self.folder / "dataset.json").exists():
+            raise FileNotFoundError(
+                f"{self.folder} is no prepared data set. notebooks/03_dr_dataset.ipynb makes it: run that first."
+            )
+        made = json.loads((self.folder / "dataset.json").read_text())
+        manifest = pd.read_csv(self.folder / "manifest.csv", dtype={"image": str, "patient": str})
+        manifest = manifest[manifest["part"] == part]
+        self.names = manifest["image"].tolist()
+        self.grades = torch.tensor(manifest["grade"].to_numpy())
+        self.mean, self.std = (
+            torch.tensor(made[key], dtype=torch.float32).view(3, 1, 1) for key in ("mean", "std")
+        )
+        photographs = np.stack([self._read("images", name) for name in self.names])
+        self.images = torch.from_numpy(photographs).permute(0, 3, 1, 2).contiguous()
+
+    def _read(self, kind, name):
+        path = self.folder / kind / f"{name}.png"
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{path} is in the manifest but not on disk. Delete {self.folder} and run "
+                "notebooks/03_dr_dataset.ipynb again."
+            )
+        with Image.open(path) as image:
+            return np.asarray(image)
+
+    def __len__(self):
+        return len(self.names)
+
+    def __getitem__(self, i):
+        image = self.normalise(self.images[i])
+        if self.flips:
+            across, upright = torch.rand(2) < 0.5
+            image = image.flip([axis for axis, flip in ((1, upright), (2, across)) if flip])
+        return image, int(self.grades[i])
+
+    def normalise(self, images):
+        """Channel-wise normalisation: uint8 (..., 3, H, W) to float32, (x / 255 - mean) / std."""
+        return (images.float() / 255 - self.mean) / self.std
+
+    def photograph(self, i):
+        """Photograph i to look at, float32 (H, W, 3) in [0, 1]."""
+        return self.images[i].permute(1, 2, 0).numpy().astype(np.float32) / 255
+
+    def masks(self, i):
+        """Where the lesions of photograph i are, {lesion: bool (H, W)}; only for a source that has masks."""
+        bits = self._read("masks", self.names[i])
+        return {lesion: (bits >> bit & 1).astype(bool) for bit, lesion in enumerate(LESIONS)}
