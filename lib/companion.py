@@ -1,6 +1,6 @@
 """What every notebook begins and ends with.
 
-In a notebook: `run = companion.begin("02_clear_mnist", globals())`, then `run.figure`, `run.skip`, `run.finish`.
+In a notebook: `run = companion.begin("02_clear_mnist", globals())`, then `run.figure`, `.skip` and `.finish`.
 """
 
 import ast
@@ -9,6 +9,7 @@ import json
 import math
 import os
 import random
+import re
 import subprocess
 import sys
 import time
@@ -25,12 +26,10 @@ TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 
 
 def parameters_cell(notebook):
-    """The source of the one cell of `notebooks/<notebook>.ipynb` tagged `parameters`; ValueError if there is none."""
+    """The source of the one cell of `notebooks/<notebook>.ipynb` that is tagged `parameters`."""
     path = paths.NOTEBOOKS / f"{notebook}.ipynb"
     if not path.exists():
-        raise ValueError(
-            f"There is no notebook {notebook!r} in notebooks/: give its file name without .ipynb."
-        )
+        raise ValueError(f"There is no notebook {notebook!r} in notebooks/.")
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
     if len(tagged) != 1:
@@ -39,7 +38,7 @@ def parameters_cell(notebook):
 
 
 def declared(notebook):
-    """The parameters a notebook declares, `{name: (type name, default)}`, from lines `name: type = literal`."""
+    """The parameters a notebook declares in lines `name: type = literal`: `{name: (type, default)}`."""
     found = {}
     for line in ast.parse(parameters_cell(notebook)).body:
         if not (isinstance(line, ast.AnnAssign) and line.value and ast.unparse(line.annotation) in TYPES):
@@ -52,7 +51,7 @@ def declared(notebook):
 
 
 def check(notebook, values):
-    """Raise ValueError for a name in `values` that the notebook does not declare, or a value not of its type."""
+    """Raise ValueError for a name in `values` that is not declared and for a value not of its type."""
     known = declared(notebook)
     for name, value in values.items():
         if name not in known:
@@ -71,29 +70,26 @@ def check(notebook, values):
 
 
 def injected(cells):
-    """The names that papermill's cell, which starts with `# Parameters`, assigned among the executed `cells`."""
-    for source in cells:
-        if source.startswith("# Parameters\n"):
-            return [
-                t.id for line in ast.parse(source).body if isinstance(line, ast.Assign) for t in line.targets
-            ]
-    return []
+    """The names assigned by papermill's cell, the one of `cells` that starts with `# Parameters`."""
+    source = next((cell for cell in cells if cell.startswith("# Parameters\n")), "")
+    return [line.targets[0].id for line in ast.parse(source).body]
 
 
 def begin(notebook, namespace):
     """Check a notebook's parameters, seed Python, NumPy and PyTorch, print what is used, and start the clock.
 
-    `namespace` is the notebook's `globals()`. Returns a `Run`. Raises ValueError for a parameter that papermill
-    injected and the notebook does not declare, a value that is not of the declared type, a profile that is
-    not a plain folder name, and a seed outside [0, 2**32).
+    `namespace` is the notebook's `globals()`. Returns a `Run`. Raises ValueError for a parameter that
+    papermill passed and the notebook does not declare, for a value that is not of the declared type, for a
+    profile that is not a plain folder name, and for a seed outside [0, 2**32).
     """
+    missing = [name for name in declared(notebook) if name not in namespace]
+    if missing:
+        raise ValueError(f"{', '.join(missing)}: not defined yet. Run the cell with the parameters first.")
     used = {name: namespace[name] for name in declared(notebook)}
     check(notebook, {name: namespace[name] for name in injected(namespace.get("In", []))} | used)
     profile, seed = used["profile"], used["seed"]
-    if not profile.strip(".") or any(character in profile for character in '/\\:*?"<>|\n'):
-        raise ValueError(
-            f"profile {profile!r} names a folder under build/: use a plain name such as 'bundled'."
-        )
+    if not re.fullmatch(r"\w[\w.-]*", profile):
+        raise ValueError(f"profile {profile!r} names a folder under build/: use a plain name like 'bundled'.")
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed must lie in [0, 2**32), got {seed}.")
     random.seed(seed)
@@ -125,7 +121,7 @@ def commit():
 
 
 def plain(name, value):
-    """`value` as a JSON number or text, NumPy's scalars converted; ValueError for NaN, infinity and the rest."""
+    """`value` as a JSON number or text, NumPy's scalars converted; ValueError for NaN and the rest."""
     value = value.item() if isinstance(value, np.generic) else value
     if not isinstance(value, (int, float, str)) or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError(f"numbers[{name!r}] must be a finite number or a text, got {value!r}.")
@@ -159,8 +155,8 @@ class Run:
     def finish(self, numbers, data, weights):
         """Write build/<profile>/metrics/<notebook>.json: the `numbers` and all that they came from.
 
-        `numbers` maps names to finite numbers or texts, the most telling first; `data` and `weights` say in words
-        what they were computed from. Raises ValueError for NaN, infinity or any other type.
+        `numbers` maps names to finite numbers or texts, the most telling first; `data` and `weights` say in
+        words what they were computed from. Raises ValueError for NaN, infinity or any other type.
         """
         profile, seed = self.parameters["profile"], self.parameters["seed"]
         record = {
