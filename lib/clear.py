@@ -72,7 +72,7 @@ class _Reading(TorchFunctionMode):
             return a.copy_(rectified) if in_place else rectified
         if func in _UNREADABLE:
             raise ValueError(f"the network calls {func.__name__}, for which no reading of Eq. 3 is defined: attentive "
-                             "responses need convolutions, ReLUs, pooling and a global-average-pooled head")  # fmt: skip
+                             "responses need convolutions, ReLUs, pooling and a globally averaged head")  # fmt: skip
         return func(*args, **kwargs)
 
 
@@ -120,7 +120,9 @@ def render(class_map, response, hues):
     Raises ValueError for fewer hues than classes.
     """
     if class_map.max() >= len(hues):
-        raise ValueError(f"class {class_map.max().item()} has no hue: {len(hues)} hues given, one for each class needed")
+        raise ValueError(
+            f"class {class_map.max().item()} has no hue: {len(hues)} hues given, one for each class needed"
+        )
     value = response.clamp(min=0)
     value = value / value.amax((1, 2), keepdim=True).clamp(min=torch.finfo(value.dtype).tiny)
     hue = torch.tensor(hues, dtype=value.dtype, device=value.device)[class_map][..., None]

@@ -1,0 +1,76 @@
+"""How good an answer is, beside what an answer that knows nothing would score."""
+
+import numpy as np
+from sklearn import metrics
+
+
+def grading(probabilities, grades):
+    """The scores of grading diabetic retinopathy, each beside what it is worth without skill, as one dictionary.
+
+    probabilities (n, 5) summing to 1, grades (n,) int in 0..4. Returns accuracy and `majority_rate`, the accuracy of
+    always answering the commonest grade; balanced_accuracy (chance 0.2); kappa, quadratically weighted (chance 0);
+    auc_referable, the area under the ROC curve of grade >= 2 (chance 0.5; None with one side only); recall (5,), None
+    for a grade that does not occur; confusion (5, 5), rows true. Raises ValueError for shapes that do not fit.
+    """
+    probabilities, grades = np.asarray(probabilities, float), np.asarray(grades)
+    if probabilities.ndim != 2 or len(probabilities) != len(grades) or not len(grades):
+        raise ValueError(
+            f"probabilities {probabilities.shape} and grades {grades.shape} do not fit: (n, N) and (n,), n > 0"
+        )
+    labels = list(range(probabilities.shape[1]))
+    predicted = probabilities.argmax(1)
+    confusion = metrics.confusion_matrix(grades, predicted, labels=labels)
+    counts = confusion.sum(1)
+    recall = [
+        row[grade] / count if count else None for grade, (row, count) in enumerate(zip(confusion, counts, strict=True))
+    ]
+    referable = grades >= 2
+    one_side = referable.all() or not referable.any()
+    return {
+        "accuracy": metrics.accuracy_score(grades, predicted),
+        "majority_rate": counts.max() / counts.sum(),
+        "balanced_accuracy": float(np.mean([share for share in recall if share is not None])),
+        "kappa": metrics.cohen_kappa_score(grades, predicted, labels=labels, weights="quadratic"),
+        "auc_referable": None if one_side else metrics.roc_auc_score(referable, probabilities[:, 2:].sum(1)),
+        "recall": recall,
+        "confusion": confusion.tolist(),
+    }
+
+
+def pointing_game(response, mask):
+    """Whether the response's maximum lies inside the mask (Zhang et al. 2016); both (H, W).
+
+    A response without a positive value points nowhere: False.
+    """
+    response, mask = _pair(response, mask)
+    return bool(mask.flat[response.argmax()]) and response.max() > 0
+
+
+def share_inside(response, mask):
+    """The share of the positive response that lies inside the mask, both (H, W): 1 all, 0 none or no response at all.
+
+    By chance it is the mask's share of the area in which a response can lie.
+    """
+    response, mask = _pair(response, mask)
+    positive = response.clip(min=0)
+    return float(positive[mask].sum() / positive.sum()) if positive.any() else 0.0
+
+
+def _pair(response, mask):
+    response, mask = np.asarray(response, float), np.asarray(mask, bool)
+    if response.shape != mask.shape or response.ndim != 2:
+        raise ValueError(f"response {response.shape} and mask {mask.shape} must both be (H, W)")
+    if not np.isfinite(response).all():
+        raise ValueError("the response holds NaN or infinite values; look at the network's weights and the image")
+    return response, mask
+
+
+def iou(a, b):
+    """Intersection over union of two boxes (x0, y0, x1, y1), x1 and y1 exclusive: in [0, 1]."""
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    both = max(width, 0) * max(height, 0)
+    area = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
+    if min(area) <= 0:
+        raise ValueError(f"boxes {tuple(a)} and {tuple(b)}: x1 > x0 and y1 > y0 are needed")
+    return float(both / (sum(area) - both))
