@@ -113,9 +113,7 @@ def _vessels(rng, disc):
         length = extent * (1 - 0.45 * t) * rng.uniform(0.25, 0.5, len(parent))
         turn, bend = side * rng.uniform(0.45, 0.95, len(parent)), -side * rng.uniform(-0.2, 0.6, len(parent))
         vein = vein[parent]
-        tree.append(
-            (_grow(rng, x[at], y[at], heading[at] + turn, length, 0.62 * radius[at], bend, 0.16, steps), vein)
-        )
+        tree.append((_grow(rng, x[at], y[at], heading[at] + turn, length, 0.62 * radius[at], bend, 0.16, steps), vein))
     return tree
 
 
@@ -267,3 +265,93 @@ def _check(name, value, low, high):
         raise ValueError(f"{name} is {value!r}; give an integer") from None
     if value < low or (high is not None and value > high):
         raise ValueError(f"{name} is {value}; give {low}" + (" or more" if high is None else f" to {high}"))
+
+
+def _camera(rng, image, masks):
+    """The photograph as a camera frames it: uint8 (H, W, 3) on noisy black, and its masks as bits uint8 (H, W)."""
+    size = len(image)
+    bits = sum(masks[lesion].astype(np.uint8) << i for i, lesion in enumerate(LESIONS)).astype(np.uint8)
+    if rng.random() < 0.3:  # a notch on the rim
+        angle, axis = rng.uniform(-np.pi, np.pi), (np.arange(size) + 0.5) / size * 2 - 1
+        notch = np.hypot(axis - np.cos(angle), axis[:, None] - np.sin(angle)) < rng.uniform(0.05, 0.08)
+        image = np.where(notch[..., None], 0, image)
+    tall = size * (rng.uniform(0.84, 0.95) if rng.random() < 0.35 else rng.uniform(1.02, 1.2))
+    height = round(tall)
+    width = max(round(tall * rng.choice([4 / 3, 3 / 2, 1.2])), size + 4)
+    left = (width - size) // 2 + round(rng.uniform(-0.4, 0.4) * (width - size))
+    top = (height - size) // 2 + round(rng.uniform(-0.3, 0.3) * max(height - size, 0))
+    frame, framed = np.zeros((height, width, 3)), np.zeros((height, width), np.uint8)
+    inside = np.s_[max(top, 0) : top + size, left : left + size]
+    cut = np.s_[max(-top, 0) : max(-top, 0) + min(size, height)]
+    frame[inside], framed[inside] = image[cut], bits[cut]
+    frame += rng.normal(2, 1.5, (height, width, 1))
+    return np.clip(frame + 0.5, 0, 255).astype(np.uint8), framed
+
+
+def _write_photograph(folder, patient, eye, grade, seed):
+    """Write train/<patient>_<eye>.jpeg and masks/<patient>_<eye>.png; the grade does not touch the camera."""
+    rng = np.random.default_rng([seed, patient, EYES.index(eye)])
+    size = int(rng.integers(150, 231))
+    image, bits = _camera(rng, *photograph(grade, seed * 10**6 + patient, size, eye))
+    Image.fromarray(image).save(folder / "train" / f"{patient}_{eye}.jpeg", quality=90)
+    Image.fromarray(bits).save(folder / "masks" / f"{patient}_{eye}.png")
+
+
+def _allot(rng, n, share):
+    """n grades in random order whose counts are n * share, rounded by the largest remainder."""
+    exact = n * np.asarray(share, float)
+    counts = np.floor(exact + 1e-9).astype(int)
+    counts[np.argsort(counts - exact, kind="stable")[: n - counts.sum()]] += 1
+    return rng.permutation(np.repeat(np.arange(5), counts))
+
+
+def write_collection(folder, n, seed, share=BALANCED, workers=None):
+    """Write both eyes of n patients as Kaggle ships EyePACS: train/10_left.jpeg, ... and trainLabels.csv (image,level).
+
+    Beside them masks/10_left.png (see `read_masks`) and collection.json (n, seed, share, version). Each eye's
+    grades have exactly the shares of grades 0-4 in `share`, by largest remainder; `KAGGLE` are those of EyePACS.
+    The files do not depend on the number of `workers` (processes; all cores by default). An interrupted write
+    leaves only <folder>.partial. Raises ValueError for n outside 1-100000, a negative seed or a share that is not
+    five numbers adding up to 1, FileExistsError if `folder` holds something else than a collection.
+    """
+    _check("n", n, 1, 100_000)
+    _check("seed", seed, 0, None)
+    share = tuple(float(s) for s in share)
+    if len(share) != 5 or not min(share) >= 0 or not math.isclose(sum(share), 1, abs_tol=1e-6):
+        raise ValueError(f"share is {share}; give five shares, one for each grade 0-4, that add up to 1")
+    folder = Path(folder).absolute()
+    if folder.exists() and not (folder / "collection.json").exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} holds files that are no phantom collection; move them or name another folder")
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    for part in ("train", "masks"):
+        (partial / part).mkdir(parents=True)
+
+    rng = np.random.default_rng(seed)
+    patients = np.cumsum(rng.integers(1, 5, n)) + 9
+    grades = {eye: _allot(rng, n, share) for eye in EYES}
+    eyes = [(int(p), eye, int(grades[eye][i])) for i, p in enumerate(patients) for eye in EYES]
+    tasks = [(partial, *eye, seed) for eye in eyes]
+    workers = workers or min(
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(), 1 + n // 25
+    )
+    if workers == 1:
+        for task in tasks:
+            _write_photograph(*task)
+    else:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            list(pool.map(_write_photograph, *zip(*tasks, strict=True), chunksize=8))
+    lines = ["image,level", *(f"{patient}_{eye},{grade}" for patient, eye, grade in eyes)]
+    (partial / "trainLabels.csv").write_text("\n".join(lines) + "\n")
+    about = {"n": int(n), "seed": int(seed), "share": share, "version": VERSION}
+    (partial / "collection.json").write_text(json.dumps(about) + "\n")
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(partial, folder)
+
+
+def read_masks(path):
+    """The masks {lesion: bool (H, W)} in a file of a collection's masks/."""
+    with Image.open(path) as file:
+        bits = np.asarray(file)
+    return {lesion: bits >> i & 1 == 1 for i, lesion in enumerate(LESIONS)}
