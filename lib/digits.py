@@ -1,4 +1,4 @@
-"""Handwritten digits behind one interface: scikit-learn's bundled 8x8 digits, MNIST, and scenes with one digit in them."""
+"""Handwritten digits behind one interface: the bundled 8x8 digits, MNIST, and scenes with one digit in clutter."""
 
 import numpy as np
 import torch
