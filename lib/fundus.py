@@ -1,11 +1,11 @@
-"""From raw fundus photographs to a prepared data set: selective cropping, one size, three parts (CLEAR-DR, data).
+"""From raw fundus photographs to a prepared data set: selective cropping, one size, three parts (CLEAR-DR).
 
 `prepare` reads what Kaggle ships for EyePACS and writes a folder that `Prepared` hands to the training:
 
-    images/<name>.png   size x size RGB, the retina from edge to edge, padded with black where the camera cut it
-    masks/<name>.png    lesions in the same geometry, bit i set where `phantom.LESIONS[i]` is (where raw has masks)
+    images/<name>.png   size x size RGB, the retina from edge to edge, black where the camera cut it
+    masks/<name>.png    lesions in the same geometry, bit i set where LESIONS[i] is (where raw has masks)
     manifest.csv        image, patient, eye, grade, part, left, top, right, bottom, width, height
-    rejects.csv         image, reason: every photograph or label that is not in the manifest
+    rejects.csv         image, reason: every photograph or label of the chosen eye that is not in the manifest
     dataset.json        the request, the counts, and the training part's channel means and deviations
 """
 
@@ -28,60 +28,50 @@ from lib.phantom import LESIONS
 PARTS = ("train", "val", "test")
 EYES = {"right": ["right"], "left": ["left"], "both": ["left", "right"]}
 VALIDATION_SHARE = 0.1
-UNREADABLE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    Image.DecompressionBombError,
-)  # what Pillow raises on bad files
+MAKER = "notebooks/03_dr_dataset.ipynb"
 
 
 def retina(image):
     """The retina on its black background: the largest region that is brighter than the frame around it.
 
-    A pixel is bright when its strongest channel, averaged over its neighbourhood, is a tenth of the way from the
-    frame's dark level (5th percentile) to its bright level (98th percentile).
-    `image` uint8 (H, W, 3); returns bool (H, W), holes filled. Raises ValueError for a black or flat frame.
+    Bright means: the strongest channel, averaged over its neighbourhood, is a tenth of the way from the frame's
+    dark level (5th percentile) to its bright level (98th percentile).
+    `image` uint8 (H, W, 3); returns bool (H, W). Raises ValueError for a black or flat frame.
     """
-    brightness = image.max(axis=2).astype(np.float32)
+    brightness = np.maximum.reduce(np.moveaxis(image, 2, 0)).astype(np.float32)
     smooth = ndimage.uniform_filter(brightness, size=max(3, min(brightness.shape) // 200), mode="nearest")
     dark, bright = np.percentile(smooth[::2, ::2], [5, 98])
     if bright - dark < 12:
-        raise ValueError(
-            f"no retina found: brightest and darkest areas differ by {bright - dark:.1f} of 255 grey levels, "
-            "at least 12 needed"
-        )
+        raise ValueError(f"no retina found: the frame varies by {bright - dark:.1f} of 255 levels, 12 needed")
     regions, count = ndimage.label(smooth > dark + 0.1 * (bright - dark))
     areas = np.bincount(regions.ravel(), minlength=count + 1)[1:]
-    if areas.max() < 0.05 * brightness.size:
-        raise ValueError(
-            f"no retina found: the largest bright region covers {areas.max() / brightness.size:.1%} of the frame, "
-            "at least 5% needed"
-        )
-    return ndimage.binary_fill_holes(regions == 1 + areas.argmax())
+    share = areas.max() / regions.size
+    if share < 0.05:
+        raise ValueError(f"no retina found: the largest region covers {share:.1%} of the frame, 5% needed")
+    return regions == 1 + areas.argmax()
 
 
 def crop_box(image):
-    """Selective cropping: the pixel box (left, top, right, bottom) around the retina, right and bottom exclusive.
+    """Selective cropping: the box (left, top, right, bottom) of the retina in pixels, right and bottom exclusive.
 
-    Rows and columns that hold less than 8 % of the retina's widest extent are left out: the camera's notch sticks
-    out no wider than that, and of a disc it costs 0.3 % of the radius. A disc that the frame cuts gives the box of
-    what is there. `image` uint8 (H, W, 3). Raises ValueError as `retina` does.
+    Rows and columns with less than 8 % of the retina's widest extent are left out: the camera's notch is no wider,
+    and of a disc it costs 0.3 % of the radius. Of a disc that the frame cuts, the box holds what is there.
+    `image` uint8 (H, W, 3). Raises ValueError as `retina` does.
     """
     mask = retina(image)
-    box = []
+    ends = []
     for axis in (0, 1):
         extent = mask.sum(axis=axis)
         inside = np.flatnonzero(extent >= 0.08 * extent.max())
-        box.append((int(inside[0]), int(inside[-1]) + 1))
-    (left, right), (top, bottom) = box
+        ends.append((int(inside[0]), int(inside[-1]) + 1))
+    (left, right), (top, bottom) = ends
     return left, top, right, bottom
 
 
 def placement(box, size):
-    """Where `box` lands on the size x size canvas: aspect ratio kept, longer side fills it, shorter side centred.
+    """Where `box` lands on the size x size canvas: the longer side fills it, the shorter one is centred.
 
-    Returns (x, y, width, height) in canvas pixels.
+    The aspect ratio is kept: a disc stays a disc. Returns (x, y, width, height) in canvas pixels.
     """
     left, top, right, bottom = box
     scale = size / max(right - left, bottom - top)
@@ -90,7 +80,7 @@ def placement(box, size):
 
 
 def cut(image, box, size):
-    """The retina alone: `box` of `image` uint8 (H, W, 3), Lanczos-resampled on black; uint8 (size, size, 3)."""
+    """`box` of `image` uint8 (H, W, 3), Lanczos-resampled on a black canvas; uint8 (size, size, 3)."""
     x, y, width, height = placement(box, size)
     canvas = np.zeros((size, size, 3), np.uint8)
     resized = Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS, box=box)
@@ -99,49 +89,47 @@ def cut(image, box, size):
 
 
 def cut_mask(bits, box, size):
-    """Lesions in the geometry of `cut`; a pixel keeps every bit that any pixel it covers has, so that none is lost.
+    """Lesion bits uint8 (H, W) in the geometry of `cut`, uint8 (size, size).
 
-    `bits` uint8 (H, W); returns uint8 (size, size).
+    A pixel has every bit that any of the pixels it covers has, so that the smallest lesion survives.
     """
     x, y, width, height = placement(box, size)
     canvas = np.zeros((size, size), np.uint8)
-    for bit in range(8):
+    for bit in np.flatnonzero(np.bitwise_or.reduce(bits, axis=None) >> np.arange(8) & 1):
         lesion = (bits >> bit & 1).astype(np.float32)
-        if lesion.any():
-            resized = Image.fromarray(lesion).resize((width, height), Image.Resampling.BOX, box=box)
-            canvas[y : y + height, x : x + width] |= (np.asarray(resized) > 0).astype(np.uint8) << bit
+        covered = Image.fromarray(lesion).resize((width, height), Image.Resampling.BOX, box=box)
+        canvas[y : y + height, x : x + width] |= np.where(np.asarray(covered) > 0, np.uint8(1 << bit), np.uint8(0))
     return canvas
 
 
 def read_photograph(path):
-    """The photograph upright (EXIF orientation applied) as uint8 (H, W, 3) RGB.
+    """The photograph upright (EXIF orientation applied), uint8 (H, W, 3) RGB.
 
-    Raises OSError, SyntaxError or ValueError when Pillow cannot decode it, or it has more than 8 bits a channel.
+    Raises ValueError "unreadable: ..." when Pillow cannot decode it, or when it has more than 8 bits a channel.
     """
-    with Image.open(path) as photograph:
-        if photograph.mode.startswith(("I", "F")):
-            raise ValueError(f"{photograph.mode} has more than 8 bits a channel; convert it to 8-bit RGB")
-        return np.asarray(ImageOps.exif_transpose(photograph).convert("RGB"))
+    try:
+        with Image.open(path) as photograph:
+            if photograph.mode.startswith(("I", "F")):
+                raise ValueError(f"mode {photograph.mode} has more than 8 bits a channel")
+            return np.asarray(ImageOps.exif_transpose(photograph).convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"unreadable: {error}".replace(str(path), path.name)) from error
 
 
 def read_labels(raw, eye):
-    """The labels of `eye` beside the photographs of `raw`.
-
-    Returns (table with image, patient, eye, grade, path; rejects [(image, reason)]), both in the order of names.
-    """
+    """The labels of `eye` beside the photographs: (table of image, patient, eye, grade, path; rejects)."""
     labels = pd.read_csv(raw / "trainLabels.csv", dtype=str, keep_default_na=False)
-    if not {"image", "level"} <= set(labels.columns):
+    if not {"image", "level"} <= set(labels):
         raise ValueError(
-            f"{raw / 'trainLabels.csv'} has the columns {', '.join(labels.columns)}; it needs image and level, "
-            "as Kaggle's trainLabels.csv has them."
+            f"{raw / 'trainLabels.csv'} has the columns {', '.join(labels)}; it needs image and level, as Kaggle's has."
         )
-    photographs = pd.DataFrame({"path": sorted((raw / "train").glob("*.jpeg"))}, dtype=object)
-    photographs["image"] = [path.stem for path in photographs["path"]]
-    if photographs.empty:
+    paths = sorted((raw / "train").glob("*.jpeg"))
+    if not paths:
         raise FileNotFoundError(
-            f"{raw / 'train'} holds no .jpeg photograph. Unpack Kaggle's train archive there, or let "
-            "notebooks/03_dr_dataset.ipynb write the phantom collection."
+            f"{raw / 'train'} holds no .jpeg photograph. Unpack Kaggle's train archive there, or run {MAKER}, which "
+            "writes a phantom collection."
         )
+    photographs = pd.DataFrame({"image": [path.stem for path in paths], "path": paths})
     table = photographs.merge(labels, how="outer", on="image").sort_values("image", ignore_index=True)
     table[["patient", "eye"]] = table["image"].str.extract(r"^(.+)_(left|right)$")
     table = table[table["eye"].isin(EYES[eye]) | table["eye"].isna()]
@@ -154,23 +142,19 @@ def read_labels(raw, eye):
         "level is not 0 to 4": ~table["grade"].isin(range(5)),
     }
     reason = np.select(list(reasons.values()), list(reasons), "")
-    rejects = list(zip(table["image"], reason, strict=True))
-    rejects = list(dict.fromkeys(reject for reject in rejects if reject[1]))
+    rejects = {image: why for image, why in zip(table["image"], reason, strict=True) if why}
     return table[reason == ""].astype({"grade": int}), rejects
 
 
 def prepare_photograph(row, raw, out, size):
-    """Write one photograph, and its mask if it has one; returns its box, original size and channel sums.
+    """Write one photograph and its mask, if it has one: (box, width and height; sums of x and x² by channel).
 
-    Raises ValueError with the reason for the photograph to be rejected.
+    Raises ValueError with the reason for which the photograph is rejected.
     """
-    try:
-        image = read_photograph(row.path)
-    except UNREADABLE as error:
-        raise ValueError(f"unreadable: {str(error).replace(str(row.path), row.path.name)}") from error
+    image = read_photograph(row.path)
     left, top, right, bottom = box = crop_box(image)
     if max(right - left, bottom - top) < size / 2:
-        raise ValueError(f"too small: retina of {right - left} x {bottom - top} pixels, prepared size {size}")
+        raise ValueError(f"too small: a retina of {right - left} x {bottom - top} pixels for a size of {size}")
     mask = raw / "masks" / f"{row.image}.png"
     if mask.exists():
         bits = np.asarray(Image.open(mask))
@@ -184,9 +168,9 @@ def prepare_photograph(row, raw, out, size):
 
 
 def split(table, test_share, seed):
-    """The part of every row: test_share of the patients, then a tenth of the others for validation.
+    """The part of every row: `test_share` of the patients, then a tenth of the others for validation.
 
-    Stratified by the worse eye's grade, by patient, so that both eyes fall on one side. Returns a Series of str.
+    Drawn by patient, so that both eyes fall on one side, and stratified by the grade of the worse eye.
     Raises ValueError when a part would lack a grade.
     """
     worst = table.groupby("patient")["grade"].max()
@@ -197,21 +181,17 @@ def split(table, test_share, seed):
     except ValueError:
         lacking = True
     if lacking:
-        counts = ", ".join(
-            f"grade {grade}: {count}" for grade, count in worst.value_counts().sort_index().items()
-        )
+        counts = ", ".join(f"{n} of grade {grade}" for grade, n in worst.value_counts().sort_index().items())
         raise ValueError(
-            f"{len(worst)} patients ({counts}) are too few for a training, a validation and a test part that each "
-            f"hold every grade at test_share={test_share}. Add photographs, or raise test_share."
+            f"{counts} are too few patients for training, validation and test parts that each hold every grade at "
+            f"test_share={test_share}. Add photographs of the rarest grade, or raise test_share."
         )
-    part = pd.concat(
-        [pd.Series(name, index=who.index) for name, who in zip(PARTS, (train, val, test), strict=True)]
-    )
-    return table["patient"].map(part)
+    parts = {patient: part for part, who in zip(PARTS, (train, val, test), strict=True) for patient in who.index}
+    return table["patient"].map(parts)
 
 
 def fingerprint(raw):
-    """Hash of the label table and of every file's name and size: changes when the collection does."""
+    """Hash of the label table and of every file's name and size: another collection, another fingerprint."""
     digest = hashlib.sha256((raw / "trainLabels.csv").read_bytes())
     for path in sorted([*(raw / "train").glob("*"), *(raw / "masks").glob("*")]):
         digest.update(f"{path.parent.name}/{path.name} {path.stat().st_size}\n".encode())
@@ -221,10 +201,10 @@ def fingerprint(raw):
 def prepare(raw, out, size, eye="right", test_share=0.1, seed=0):
     """Crop, resize and split the photographs of `raw` into the data set `out`; returns `out` as a Path.
 
-    `raw` holds train/<patient>_<eye>.jpeg and trainLabels.csv (image, level) as Kaggle ships EyePACS; `size` in pixels;
-    `eye` is "right" (CLEAR-DR's choice), "left" or "both". The data set appears under its name only when it is whole.
-    One that the same request made is used again; one that another request made is replaced.
-    Raises ValueError or FileNotFoundError that say what to do; single bad photographs go to rejects.csv.
+    `raw` holds train/<patient>_<eye>.jpeg and trainLabels.csv (image, level) as Kaggle ships EyePACS; `size` in
+    pixels; `eye` is "right" (as CLEAR-DR), "left" or "both". The data set gets its name only when it is whole; one
+    that the same request made is used again, one that another request made is replaced. A bad photograph goes to
+    rejects.csv; raises ValueError, FileNotFoundError or FileExistsError for a bad request or collection.
     """
     raw, out = Path(raw), Path(out)
     if not 16 <= size <= 2048:
@@ -235,8 +215,8 @@ def prepare(raw, out, size, eye="right", test_share=0.1, seed=0):
         raise ValueError(f"eye is {eye!r}; choose one of {', '.join(EYES)}.")
     if not (raw / "trainLabels.csv").exists():
         raise FileNotFoundError(
-            f"{raw} has no trainLabels.csv. A raw collection is train/*.jpeg with trainLabels.csv beside it, as "
-            "Kaggle ships EyePACS; notebooks/03_dr_dataset.ipynb writes a phantom collection of that form."
+            f"{raw} has no trainLabels.csv. A raw collection is train/*.jpeg and trainLabels.csv, as Kaggle ships "
+            f"EyePACS; {MAKER} writes a phantom collection of that form."
         )
     request = {"source": raw.name, "fingerprint": fingerprint(raw), "size": size, "eye": eye}
     request |= {"test_share": test_share, "seed": seed}
@@ -244,36 +224,34 @@ def prepare(raw, out, size, eye="right", test_share=0.1, seed=0):
     if made.exists() and request.items() <= json.loads(made.read_text()).items():
         return out
     if out.exists() and not made.exists():
-        raise FileExistsError(
-            f"{out} exists and is no prepared data set. Move it away, or choose another folder."
-        )
+        raise FileExistsError(f"{out} exists and is no prepared data set. Move it away or choose another folder.")
 
     table, rejects = read_labels(raw, eye)
-    partial = out.with_name(out.name + ".partial")
+    partial = out.with_name(f"{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     (partial / "images").mkdir(parents=True)
-    if (raw / "masks").exists():
-        (partial / "masks").mkdir()
+    (partial / "masks").mkdir()
     rows, sums = [], {}
     for row in tqdm(table.itertuples(), total=len(table), desc="preparing", disable=None):
         try:
             geometry, sums[row.image] = prepare_photograph(row, raw, partial, size)
             rows.append((row.image, row.patient, row.eye, row.grade, *geometry))
         except ValueError as error:
-            rejects.append((row.image, str(error)))
+            rejects[row.image] = str(error)
+    if not rows:
+        image, reason = next(iter(rejects.items()), ("", f"there is none of the {eye} eye"))
+        raise ValueError(f"Nothing of {raw} can be prepared: {image} {reason}. Check the photographs and labels.")
     columns = ["image", "patient", "eye", "grade", "left", "top", "right", "bottom", "width", "height"]
     manifest = pd.DataFrame(rows, columns=columns)
     manifest.insert(4, "part", split(manifest, test_share, seed))
     manifest.to_csv(partial / "manifest.csv", index=False)
-    pd.DataFrame(sorted(rejects), columns=["image", "reason"]).to_csv(partial / "rejects.csv", index=False)
+    pd.DataFrame(sorted(rejects.items()), columns=["image", "reason"]).to_csv(partial / "rejects.csv", index=False)
 
     training = manifest["image"][manifest["part"] == "train"]
     mean, square = np.sum([sums[image] for image in training], axis=0) / (len(training) * size**2)
-    counts = {part: manifest["grade"][manifest["part"] == part].value_counts().sort_index() for part in PARTS}
-    request |= {
-        "counts": {part: {str(grade): int(n) for grade, n in c.items()} for part, c in counts.items()}
-    }
-    request |= {"rejected": len(rejects), "mean": mean.tolist(), "std": np.sqrt(square - mean**2).tolist()}
+    counts = json.loads(pd.crosstab(manifest["part"], manifest["grade"]).to_json(orient="index"))
+    request |= {"counts": counts, "rejected": len(rejects)}
+    request |= {"mean": mean.tolist(), "std": np.sqrt(square - mean**2).tolist()}
     (partial / "dataset.json").write_text(json.dumps(request, indent=1) + "\n")
     if out.exists():
         shutil.rmtree(out)
@@ -282,40 +260,33 @@ def prepare(raw, out, size, eye="right", test_share=0.1, seed=0):
 
 
 class Prepared(torch.utils.data.Dataset):
-    """One part ("train", "val" or "test") of a prepared data set, held in memory as uint8 (size² x 3 bytes each).
+    """One part ("train", "val" or "test") of a prepared data set, held in memory as uint8: 3 x size² bytes each.
 
-    Item i is (image float32 (3, H, W), the training part's mean subtracted and deviation divided by channel; grade int).
-    `flips` mirrors at random left-right and up-down, drawn from torch's generator. Attributes: `images` uint8
-    (N, 3, H, W), `grades` int64 (N,), `names`, `mean` and `std` float32 (3, 1, 1).
-    Raises FileNotFoundError when the data set or one of its files is missing, ValueError for an unknown part.
+    Item i is (image float32 (3, H, W), normalised; grade int). `flips` mirrors at random left to right and upside
+    down, drawn from torch's global generator. Attributes: `images` uint8 (N, 3, H, W), `grades` int64 (N,), `names`,
+    `mean` and `std` float32 (3, 1, 1) of the training part.
+    Raises ValueError for an unknown part, FileNotFoundError for a missing data set or photograph.
     """
 
     def __init__(self, folder, part, flips=False):
-        self.folder, self.part, self.flips = Path(folder), part, flips
         if part not in PARTS:
             raise ValueError(f"part is {part!r}; choose one of {', '.join(PARTS)}.")
+        self.folder, self.flips = Path(folder), flips
         if not (self.folder / "dataset.json").exists():
-            raise FileNotFoundError(
-                f"{self.folder} is no prepared data set. notebooks/03_dr_dataset.ipynb makes it: run that first."
-            )
+            raise FileNotFoundError(f"{self.folder} is no prepared data set. {MAKER} makes it: run that first.")
         made = json.loads((self.folder / "dataset.json").read_text())
-        manifest = pd.read_csv(self.folder / "manifest.csv", dtype={"image": str, "patient": str})
-        manifest = manifest[manifest["part"] == part]
+        self.mean = torch.tensor(made["mean"]).view(3, 1, 1)
+        self.std = torch.tensor(made["std"]).view(3, 1, 1)
+        manifest = pd.read_csv(self.folder / "manifest.csv").query("part == @part")
         self.names = manifest["image"].tolist()
         self.grades = torch.tensor(manifest["grade"].to_numpy())
-        self.mean, self.std = (
-            torch.tensor(made[key], dtype=torch.float32).view(3, 1, 1) for key in ("mean", "std")
-        )
-        photographs = np.stack([self._read("images", name) for name in self.names])
+        photographs = np.stack([self._read(f"images/{name}.png") for name in self.names])
         self.images = torch.from_numpy(photographs).permute(0, 3, 1, 2).contiguous()
 
-    def _read(self, kind, name):
-        path = self.folder / kind / f"{name}.png"
+    def _read(self, name):
+        path = self.folder / name
         if not path.exists():
-            raise FileNotFoundError(
-                f"{path} is in the manifest but not on disk. Delete {self.folder} and run "
-                "notebooks/03_dr_dataset.ipynb again."
-            )
+            raise FileNotFoundError(f"{path} is missing. Delete {self.folder} and run {MAKER} again.")
         with Image.open(path) as image:
             return np.asarray(image)
 
@@ -325,12 +296,11 @@ class Prepared(torch.utils.data.Dataset):
     def __getitem__(self, i):
         image = self.normalise(self.images[i])
         if self.flips:
-            across, upright = torch.rand(2) < 0.5
-            image = image.flip([axis for axis, flip in ((1, upright), (2, across)) if flip])
+            image = image.flip([axis for axis in (1, 2) if torch.rand(()) < 0.5])
         return image, int(self.grades[i])
 
     def normalise(self, images):
-        """Channel-wise normalisation: uint8 (..., 3, H, W) to float32, (x / 255 - mean) / std."""
+        """Channel-wise normalisation, uint8 (..., 3, H, W) to float32: (x / 255 - mean) / std."""
         return (images.float() / 255 - self.mean) / self.std
 
     def photograph(self, i):
@@ -338,6 +308,6 @@ class Prepared(torch.utils.data.Dataset):
         return self.images[i].permute(1, 2, 0).numpy().astype(np.float32) / 255
 
     def masks(self, i):
-        """Where the lesions of photograph i are, {lesion: bool (H, W)}; only for a source that has masks."""
-        bits = self._read("masks", self.names[i])
+        """Where the lesions of photograph i are, {lesion: bool (H, W)}. Raises FileNotFoundError without masks."""
+        bits = self._read(f"masks/{self.names[i]}.png")
         return {lesion: (bits >> bit & 1).astype(bool) for bit, lesion in enumerate(LESIONS)}
