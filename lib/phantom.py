@@ -155,7 +155,7 @@ def _lesions(rng, grade, size, disc, fovea, room, tree):
         tufts = [disc] * rng.integers(2) + [room.find(0.2) for _ in range(rng.integers(1, 3))]
         x, y = np.repeat(tufts, 16, axis=0).T
         heading, bend = rng.uniform(-np.pi, np.pi, len(x)), rng.normal(0, 2.2, len(x))
-        length, thin = rng.uniform(0.18, 0.38, len(x)), rng.uniform(0.011, 0.015, len(x))
+        length, thin = rng.uniform(0.18, 0.38, len(x)), rng.uniform(0.0135, 0.017, len(x))
         drawn["new_vessels"] = _strokes(size, *_grow(rng, x, y, heading, length, thin, bend, 0.7, 24)[:3])
     if grade >= 3 and (spots := [room.find(0.12) for _ in range(rng.integers(*((2, 6), (0, 3))[grade - 3]))]):
         drawn["cotton_wool_spot"] = strew(spots, 5, 0.03, (0.03, 0.055), 0.05)
@@ -226,7 +226,7 @@ def photograph(grade, seed, size, eye="right"):
     image += (rng.normal(0, 1, (size, size, 1)) * rng.uniform(0.004, 0.014)).astype(np.float32)
     image *= np.clip((1 - np.sqrt(x**2 + y**2)) * size / 2 + 0.5, 0, 1)[..., None]
     image = (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
-    masks = {lesion: drawn[lesion] > 0.4 if lesion in drawn else np.zeros((size, size), bool) for lesion in LESIONS}
+    masks = {lesion: drawn[lesion] > 0.25 if lesion in drawn else np.zeros((size, size), bool) for lesion in LESIONS}
     if eye == "left":
         image, masks = image[:, ::-1].copy(), {lesion: mask[:, ::-1].copy() for lesion, mask in masks.items()}
     return image, masks
