@@ -64,7 +64,7 @@ def confusion(ax, matrix, names):
             count,
             ha="center",
             va="center",
-            color="white" if share[row, column] > 0.5 else "black",
+            color="white" if share[row, column] > 0.7 else "black",
         )
     ax.set_xticks(range(len(names)), names, rotation=30, ha="right")
     ax.set_yticks(range(len(names)), names)

@@ -5,6 +5,8 @@
 | `COMPANION_DATA`      | what is made: raw/, prepared/, sequencers/              | `data/`       |
 | `COMPANION_BUILD`     | executed notebooks, HTML, figures, metrics              | `build/`      |
 | `COMPANION_DATASETS`  | a read-only folder of data sets on disk, searched first | none          |
+
+A relative path is taken from the repository's root, whichever folder the notebook runs in.
 """
 
 import os
@@ -14,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 PROFILES = NOTEBOOKS / "profiles"
 RECORDED = ROOT / "data" / "recorded"
-DATA = Path(os.environ.get("COMPANION_DATA") or ROOT / "data").resolve()
-BUILD = Path(os.environ.get("COMPANION_BUILD") or ROOT / "build").resolve()
+DATA = (ROOT / (os.environ.get("COMPANION_DATA") or "data")).resolve()
+BUILD = (ROOT / (os.environ.get("COMPANION_BUILD") or "build")).resolve()
 RAW, PREPARED, SEQUENCERS = DATA / "raw", DATA / "prepared", DATA / "sequencers"
 
 
@@ -25,6 +27,6 @@ def dataset(relative):
     The path returned need not exist: whoever asks says what to do when it does not.
     """
     shelf = os.environ.get("COMPANION_DATASETS")
-    if shelf and (Path(shelf).resolve() / relative).exists():
-        return Path(shelf).resolve() / relative
+    if shelf and (found := (ROOT / shelf).resolve() / relative).exists():
+        return found
     return RAW / relative

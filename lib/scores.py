@@ -8,9 +8,10 @@ def grading(probabilities, grades):
     """The scores of grading diabetic retinopathy, each beside what it is worth without skill, as one dictionary.
 
     probabilities (n, 5) summing to 1, grades (n,) int in 0..4. Returns accuracy and `majority_rate`, the accuracy of
-    always answering the commonest grade; balanced_accuracy (chance 0.2); kappa, quadratically weighted (chance 0);
-    auc_referable, the area under the ROC curve of grade >= 2 (chance 0.5; None with one side only); recall (5,), None
-    for a grade that does not occur; confusion (5, 5), rows true. Raises ValueError for shapes that do not fit.
+    always answering the commonest grade; balanced_accuracy (chance 0.2); kappa, quadratically weighted (chance 0; None
+    where one grade is all that is answered and all that is true); auc_referable, the area under the ROC curve of
+    grade >= 2 (chance 0.5; None with one side only); recall (5,), None for a grade that does not occur; confusion
+    (5, 5), rows true. Raises ValueError for shapes that do not fit, NaN, and grades that have no probability.
     """
     probabilities, grades = np.asarray(probabilities, float), np.asarray(grades)
     if probabilities.ndim != 2 or len(probabilities) != len(grades) or not len(grades):
@@ -18,19 +19,22 @@ def grading(probabilities, grades):
             f"probabilities {probabilities.shape} and grades {grades.shape} do not fit: (n, N) and (n,), n > 0"
         )
     labels = list(range(probabilities.shape[1]))
+    if not np.isin(grades, labels).all() or not np.isfinite(probabilities).all():
+        raise ValueError(f"grades {np.unique(grades)} must lie in 0..{labels[-1]} and all probabilities be finite")
     predicted = probabilities.argmax(1)
     confusion = metrics.confusion_matrix(grades, predicted, labels=labels)
     counts = confusion.sum(1)
     recall = [
         row[grade] / count if count else None for grade, (row, count) in enumerate(zip(confusion, counts, strict=True))
     ]
+    constant = confusion.diagonal().max() == len(grades)
     referable = grades >= 2
     one_side = referable.all() or not referable.any()
     return {
         "accuracy": metrics.accuracy_score(grades, predicted),
         "majority_rate": counts.max() / counts.sum(),
         "balanced_accuracy": float(np.mean([share for share in recall if share is not None])),
-        "kappa": metrics.cohen_kappa_score(grades, predicted, labels=labels, weights="quadratic"),
+        "kappa": None if constant else metrics.cohen_kappa_score(grades, predicted, labels=labels, weights="quadratic"),
         "auc_referable": None if one_side else metrics.roc_auc_score(referable, probabilities[:, 2:].sum(1)),
         "recall": recall,
         "confusion": confusion.tolist(),
@@ -40,10 +44,10 @@ def grading(probabilities, grades):
 def pointing_game(response, mask):
     """Whether the response's maximum lies inside the mask (Zhang et al. 2016); both (H, W).
 
-    A response without a positive value points nowhere: False.
+    The first in reading order of equal maxima counts. A response without a positive value points nowhere: False.
     """
     response, mask = _pair(response, mask)
-    return bool(mask.flat[response.argmax()]) and response.max() > 0
+    return bool(mask.flat[response.argmax()] and response.max() > 0)
 
 
 def share_inside(response, mask):

@@ -1,6 +1,7 @@
 """Training a network on (image, label) pairs: seeded, one printed line an epoch, every epoch resumable."""
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -11,10 +12,11 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 
 
+@torch.random.fork_rng(devices=[])
 def fit(network, train, val, out, *, epochs, batch_size=32, learning_rate=3e-3, seed=0, device="cpu", config=None):
     """Minimise the cross-entropy of `network` on `train` with AdamW and a one-cycle rate; returns the history.
 
-    network  scores (B, N) from images (B, C, H, W); left on `device`, with the last epoch's weights
+    network  scores (B, N) from images (B, C, H, W); left on `device`, in evaluation mode, with the last epoch's weights
     train    dataset of (image float32 (C, H, W), label int64); `val` likewise, looked at but not learnt from
     out      folder for weights.safetensors, history.csv, metrics.json and config.json; checkpoint.pt after each epoch
     config   what else made the result (the data's fingerprint, the network's arguments), JSON-able
@@ -22,10 +24,11 @@ def fit(network, train, val, out, *, epochs, batch_size=32, learning_rate=3e-3, 
     The order of the photographs and the flips of epoch e depend on (seed, e) alone, so a run that was interrupted
     continues from its last whole epoch to the same weights as an undisturbed one. A finished run with the same
     configuration is loaded, not repeated; one with another is kept beside, as `<out>.1`, `.2`, ... The history has
-    a row for each epoch: epoch, loss, val_loss, val_accuracy, learning_rate. Raises ValueError for a count below 1
-    and for a loss that is not finite.
+    a row for each epoch: epoch, loss, val_loss, val_accuracy, learning_rate. PyTorch's CPU generator is left as it
+    was. Raises ValueError for a count below 1, a loss that is not finite and a checkpoint that cannot be continued.
     """
-    for name, value in {"epochs": epochs, "batch_size": batch_size, "training examples": len(train)}.items():
+    counts = {"epochs": epochs, "batch_size": batch_size, "train's length": len(train), "val's length": len(val)}
+    for name, value in counts.items():
         if value < 1:
             raise ValueError(f"{name} is {value}; give at least 1")
     out = Path(out)
@@ -40,9 +43,14 @@ def fit(network, train, val, out, *, epochs, batch_size=32, learning_rate=3e-3, 
     parts = {"network": network, "optimiser": optimiser, "schedule": schedule}
     history = []
     if (out / "checkpoint.pt").exists():
-        checkpoint = torch.load(out / "checkpoint.pt", map_location=device, weights_only=True)
-        for name, part in parts.items():
-            part.load_state_dict(checkpoint[name])
+        try:
+            checkpoint = torch.load(out / "checkpoint.pt", map_location=device, weights_only=True)
+            for name, part in parts.items():
+                part.load_state_dict(checkpoint[name])
+        except Exception as error:
+            raise ValueError(
+                f"{out / 'checkpoint.pt'} is damaged or another network's ({error}): delete {out} to train anew"
+            ) from error
         history = checkpoint["history"]
         print(f"continues after epoch {len(history)} of {epochs}" if len(history) < epochs else "already trained")
 
@@ -50,9 +58,14 @@ def fit(network, train, val, out, *, epochs, batch_size=32, learning_rate=3e-3, 
         torch.manual_seed(1_000_003 * seed + epoch)
         loss = _one_epoch(network, DataLoader(train, batch_size, shuffle=True), optimiser, schedule, device)
         scores, labels = predict(network, val, device)
+        val_loss = functional.cross_entropy(scores, labels).item()
+        if not (math.isfinite(loss) and math.isfinite(val_loss)):
+            raise ValueError(
+                f"epoch {epoch} diverged, loss {loss}, val loss {val_loss}: lower learning_rate from {learning_rate} "
+                "or look for NaN in the images"
+            )
         history.append({
-            "epoch": epoch, "loss": loss,
-            "val_loss": functional.cross_entropy(scores, labels).item(),
+            "epoch": epoch, "loss": loss, "val_loss": val_loss,
             "val_accuracy": (scores.argmax(1) == labels).float().mean().item(),
             "learning_rate": schedule.get_last_lr()[0],
         })  # fmt: skip
@@ -61,6 +74,7 @@ def fit(network, train, val, out, *, epochs, batch_size=32, learning_rate=3e-3, 
         states = {name: part.state_dict() for name, part in parts.items()}
         _write(out / "checkpoint.pt", lambda path, states=states: torch.save(states | {"history": history}, path))
 
+    network.eval()
     table = pd.DataFrame(history)
     _write(out / "weights.safetensors", lambda path: save_file(network.state_dict(), path))
     _write(out / "history.csv", lambda path: table.to_csv(path, index=False))
@@ -101,15 +115,12 @@ def _one_epoch(network, batches, optimiser, schedule, device):
         optimiser.step()
         schedule.step()
         total += loss.item() * len(labels)
-    mean = total / len(batches.dataset)
-    if not mean < float("inf"):
-        raise ValueError(f"the loss is {mean}: training diverged; lower learning_rate or look for NaN in the images")
-    return mean
+    return total / len(batches.dataset)
 
 
 @torch.no_grad()
 def predict(network, dataset, device="cpu", batch_size=256):
-    """Scores (n, N) and labels (n,) of a whole dataset, in its order, on the CPU."""
+    """Scores (n, N) and labels (n,) of a whole dataset, in its order, on the CPU; leaves evaluation mode on."""
     network.eval()
     batches = [(network(images.to(device)).cpu(), labels) for images, labels in DataLoader(dataset, batch_size)]
     scores, labels = zip(*batches, strict=True)

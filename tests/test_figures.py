@@ -1,0 +1,159 @@
+"""What the figures show: drawn with one screen pixel for each image pixel and read back from the canvas."""
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib import colormaps
+from matplotlib.colors import hsv_to_rgb, to_rgb
+
+from lib import figures
+
+
+@pytest.fixture(autouse=True)
+def as_it_was():
+    with matplotlib.rc_context({"image.interpolation": "nearest", "image.resample": False}):
+        yield
+    plt.close("all")
+
+
+def canvas(height, width, zoom=1):
+    """Axes that fill a figure of `zoom` screen pixels for each pixel."""
+    return plt.figure(figsize=(width * zoom / 100, height * zoom / 100), dpi=100).add_axes((0, 0, 1, 1))
+
+
+def drawn(ax):
+    """What is on the screen, uint8 (H, W, 3)."""
+    ax.axis("off")
+    ax.figure.canvas.draw()
+    return np.asarray(ax.figure.canvas.buffer_rgba())[..., :3]
+
+
+def luminance(colour):
+    """Relative luminance of an sRGB colour (WCAG 2)."""
+    colour = np.asarray(to_rgb(colour))
+    linear = np.where(colour <= 0.04045, colour / 12.92, ((colour + 0.055) / 1.055) ** 2.4)
+    return linear @ [0.2126, 0.7152, 0.0722]
+
+
+COLOURS = np.random.default_rng(0).integers(0, 256, (12, 17, 3), dtype=np.uint8)
+GREYS = np.random.default_rng(1).integers(0, 256, (12, 17), dtype=np.uint8)
+GREYS[0, :2] = 0, 255
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (COLOURS, COLOURS),
+        (COLOURS.transpose(2, 0, 1), COLOURS),
+        (torch.tensor(COLOURS.transpose(2, 0, 1)), COLOURS),
+        (torch.tensor(COLOURS) / 255, COLOURS),
+        (torch.tensor(COLOURS.transpose(2, 0, 1) / 255).requires_grad_(), COLOURS),
+        (GREYS, np.stack([GREYS] * 3, -1)),
+        (GREYS[None] / 255, np.stack([GREYS] * 3, -1)),
+        (torch.tensor(GREYS[None]).float().requires_grad_(), np.stack([GREYS] * 3, -1)),
+    ],
+    ids=["HWC", "CHW", "CHW tensor", "HWC tensor", "CHW with gradient", "HW", "1HW", "1HW tensor"],
+)
+def test_show_draws_the_pixels_of_an_image_in_any_layout(image, expected):
+    ax = canvas(12, 17)
+    assert figures.show(ax, image, "seven") is ax
+    assert ax.get_title() == "seven" and not len(ax.get_xticks()) and not len(ax.get_yticks())
+    assert np.abs(drawn(ax).astype(int) - expected).max() <= 1
+
+
+def test_show_passes_its_options_on():
+    ax = figures.show(canvas(1, 3), np.array([[0.0, 0.5, 1.0]]), vmin=0, vmax=2, cmap="magma")
+    expected = 255 * colormaps["magma"]([0, 0.25, 0.5])[:, :3]
+    np.testing.assert_allclose(drawn(ax)[0], expected, atol=1)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.tensor])
+def test_an_overlay_is_clear_where_the_map_is_not_positive_and_denser_where_it_is_higher(kind):
+    heat = np.linspace(-3, 2, 12 * 17).reshape(12, 17)
+    ax = canvas(12, 17)
+    assert figures.overlay(ax, kind(COLOURS), kind(heat), "grade 2", strength=0.8) is ax
+    assert ax.get_title() == "grade 2"
+    alpha = 0.8 * np.sqrt(heat.clip(0) / 2)[..., None]
+    expected = (1 - alpha) * COLOURS + alpha * 255 * colormaps["inferno"](heat / 2)[..., :3]
+    screen = drawn(ax)
+    assert (heat <= 0).any() and np.array_equal(screen[heat <= 0], COLOURS[heat <= 0])
+    assert np.abs(screen - expected).max() <= 3
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [0.0, -1.0])
+def test_a_map_without_a_positive_value_leaves_the_image_as_it_is(value):
+    ax = figures.overlay(canvas(12, 17), COLOURS, np.full((12, 17), value))
+    assert np.array_equal(drawn(ax), COLOURS)
+
+
+def test_an_outline_runs_along_the_outer_edges_of_the_boxs_pixels():
+    zoom, box = 20, (3, 2, 8, 6)
+    ax = figures.show(canvas(10, 12, zoom), np.zeros((10, 12, 3)))
+    assert figures.outline(ax, box, colour="red", label="most attentive") is ax
+    rows, columns = np.nonzero(drawn(ax)[..., 0] > 127)
+    assert [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] == pytest.approx(np.array(box) * zoom, abs=2)
+    assert not drawn(ax)[2 * zoom + 3 : 6 * zoom - 3, 3 * zoom + 3 : 8 * zoom - 3].any()
+    assert not drawn(ax)[..., 1:].any()
+    assert ax.get_legend_handles_labels()[1] == ["most attentive"]
+
+
+def test_a_hue_legend_has_the_colour_and_the_name_of_every_class_in_order():
+    hues, names = (0.60, 0.44, 0.15, 0.06, 0.87), list("abcde")
+    ax = canvas(1, 5)
+    assert figures.hue_legend(ax, hues, names) is ax
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == names
+    assert ax.get_xticks().tolist() == [0, 1, 2, 3, 4] and not len(ax.get_yticks())
+    np.testing.assert_allclose(drawn(ax)[0], 255 * hsv_to_rgb([(hue, 1, 1) for hue in hues]), atol=1)
+
+
+def test_a_confusion_matrix_has_its_counts_in_their_cells_and_its_shares_as_shades():
+    matrix = [[30, 10, 0], [0, 0, 0], [1, 2, 5]]
+    ax = canvas(3, 3)
+    assert figures.confusion(ax, matrix, ["none", "mild", "moderate"]) is ax
+    counts = {text.get_position()[::-1]: text.get_text() for text in ax.texts}
+    assert counts == {(row, column): str(matrix[row][column]) for row in range(3) for column in range(3)}
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("predicted", "true")
+    for axis in (ax.xaxis, ax.yaxis):
+        assert [tick.get_text() for tick in axis.get_ticklabels()] == ["none", "mild", "moderate"]
+        assert axis.get_ticklocs().tolist() == [0, 1, 2]
+    for text in list(ax.texts):
+        text.remove()
+    shares = np.array([[0.75, 0.25, 0], [0, 0, 0], [0.125, 0.25, 0.625]])
+    np.testing.assert_allclose(drawn(ax), 255 * colormaps["Blues"](shares)[..., :3], atol=1)
+
+
+@pytest.mark.parametrize("percent", range(0, 101, 5))
+def test_a_count_can_be_read_on_every_shade(percent):
+    ax = figures.confusion(canvas(2, 2), [[percent, 100 - percent], [0, 1]], ["no", "yes"])
+    ground = luminance(colormaps["Blues"](percent / 100))
+    ink = luminance(ax.texts[0].get_color())
+    assert (max(ground, ink) + 0.05) / (min(ground, ink) + 0.05) > 4.5
+
+
+def test_a_history_draws_the_losses_on_the_first_axes_and_the_accuracy_on_the_second():
+    table = pd.DataFrame({
+        "epoch": [1, 2, 3], "loss": [1.0, 0.5, 0.25], "val_loss": [1.2, 0.7, 0.6], "val_accuracy": [0.3, 0.6, 0.8],
+    })  # fmt: skip
+    _, axes = plt.subplots(1, 2)
+    assert figures.history(axes, table) is axes
+    lines = {line.get_label(): line.get_xydata().tolist() for line in axes[0].lines}
+    assert lines == {"training": [[1, 1], [2, 0.5], [3, 0.25]], "validation": [[1, 1.2], [2, 0.7], [3, 0.6]]}
+    assert [text.get_text() for text in axes[0].get_legend().get_texts()] == ["training", "validation"]
+    assert [line.get_xydata().tolist() for line in axes[1].lines] == [[[1, 0.3], [2, 0.6], [3, 0.8]]]
+    assert axes[1].get_ylim() == (0, 1) and axes[0].get_yscale() == "log"
+
+
+def test_style_sets_the_resolution_that_keeps_notebooks_small():
+    plt.rcParams["figure.dpi"] = 300
+    figures.style()
+    figure, ax = plt.subplots()
+    assert figure.dpi <= 110
+    assert figure.get_layout_engine() is not None
+    assert ax.imshow(GREYS).get_interpolation() == "nearest"

@@ -1,0 +1,111 @@
+"""The networks against their layers written out in NumPy, and against parameters counted by hand."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.signal import correlate2d
+
+from lib.networks import AllConvNet, RadiomicSequencer
+
+
+def forward(network, image):
+    """Convolution-ReLU-max-pool blocks but for the last pooling, then class kernels: f (K, h, w) and z (N, h, w)."""
+    weights = {name: value.double().numpy() for name, value in network.state_dict().items()}
+    layers = sorted({int(name.split(".")[1]) for name in weights if name.startswith("features")})
+    f = image.double().numpy()
+    for layer in layers:
+        kernels, biases = weights[f"features.{layer}.weight"], weights[f"features.{layer}.bias"]
+        z = [sum(map(same, f, kernel)) + bias for kernel, bias in zip(kernels, biases, strict=True)]
+        f = np.maximum(z, 0)
+        if layer != layers[-1]:
+            _, height, width = f.shape
+            f = f[:, : height // 2 * 2, : width // 2 * 2].reshape(len(f), height // 2, 2, width // 2, 2).max((2, 4))
+    return f, np.einsum("nk,khw->nhw", weights["head.weight"][:, :, 0, 0], f) + weights["head.bias"][:, None, None]
+
+
+def same(map, kernel):
+    return correlate2d(map, kernel, mode="same")
+
+
+def built(kind, *arguments, seed=0):
+    torch.manual_seed(seed)
+    network = kind(*arguments)
+    for name, value in network.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(value, std=0.3)
+    return network.requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    ("network", "image"),
+    [
+        (built(AllConvNet, 4, 2, (3, 5)), torch.randn(2, 13, 10)),
+        (built(AllConvNet, 3, 1, (4,)), torch.randn(1, 7, 5)),
+        (built(RadiomicSequencer, 5, 3, (2, 3, 4)), torch.randn(3, 17, 22)),
+    ],
+)
+def test_scores_and_sequences_are_those_of_the_layers_written_out(network, image):
+    f, z = forward(network, image)
+    np.testing.assert_allclose(network.features(image[None])[0], f, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(network.head(network.features(image[None]))[0], z, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(network(image[None])[0], z.mean((1, 2)), rtol=1e-4, atol=1e-5)
+    if isinstance(network, RadiomicSequencer):
+        np.testing.assert_allclose(network.sequence(image[None])[0], f.mean((1, 2)), rtol=1e-4, atol=1e-5)
+
+
+def test_the_scores_are_an_affine_function_of_the_radiomic_sequence():
+    network = built(RadiomicSequencer)
+    images = torch.randn(3, 3, 40, 56)
+    s = network.sequence(images)
+    assert s.shape == (3, 96) and (s >= 0).all()
+    weight, bias = network.head.weight[:, :, 0, 0], network.head.bias
+    torch.testing.assert_close(network(images), s @ weight.T + bias)
+
+
+def test_parameters_counted_by_hand():
+    def count(network):
+        return sum(p.numel() for p in network.parameters())
+
+    assert count(AllConvNet()) == (1 * 9 + 1) * 32 + (32 * 9 + 1) * 64 + (64 * 9 + 1) * 96 + (96 + 1) * 10 == 75_178
+    blocks = (3 * 9 + 1) * 16 + (16 * 9 + 1) * 32 + (32 * 9 + 1) * 48 + (48 * 9 + 1) * 64 + (64 * 9 + 1) * 96
+    assert count(RadiomicSequencer()) == blocks + (96 + 1) * 5 == 102_549
+
+
+@pytest.mark.parametrize("size", [(28, 28), (29, 31), (4, 7), (5, 64)])
+def test_every_block_but_the_last_halves_the_map_and_any_size_has_its_scores(size):
+    network = AllConvNet()
+    images = torch.zeros(2, 1, *size)
+    assert network.features(images).shape == (2, 96, size[0] // 4, size[1] // 4)
+    assert network(images).shape == (2, 10)
+    assert RadiomicSequencer()(torch.zeros(1, 3, 16 + size[0], 16 + size[1])).shape == (1, 5)
+
+
+@pytest.mark.parametrize(("kind", "shape"), [(AllConvNet, (1, 28, 28)), (RadiomicSequencer, (3, 32, 32))])
+def test_the_last_convolution_has_one_kernel_a_class(kind, shape):
+    network = built(kind)
+    convolutions = [module for module in network.modules() if isinstance(module, torch.nn.Conv2d)]
+    assert convolutions[-1] is network.head and network.head.out_channels == network.config["classes"]
+    images = torch.randn(2, *shape)
+    before = network(images)
+    network.head.weight[2], network.head.bias[2] = 0, 7
+    after = network(images)
+    others = [c for c in range(network.config["classes"]) if c != 2]
+    assert torch.equal(after[:, others], before[:, others])
+    assert (after[:, 2] == 7).all() and (before[:, 2] != 7).all()
+
+
+@pytest.mark.parametrize("network", [built(AllConvNet, 3, 2, (4, 6)), built(RadiomicSequencer, 5, 1, (2, 3, 4))])
+def test_the_configuration_rebuilds_the_network(network):
+    again = type(network)(**network.config)
+    again.load_state_dict(network.state_dict())
+    images = torch.randn(2, network.config["in_channels"], 16, 16)
+    assert torch.equal(again(images), network(images))
+
+
+def test_kernels_start_with_the_deviation_of_he_and_biases_at_zero():
+    torch.manual_seed(0)
+    for layer in [module for module in AllConvNet().modules() if isinstance(module, torch.nn.Conv2d)]:
+        inputs = layer.in_channels * layer.kernel_size[0] * layer.kernel_size[1]
+        tolerance = 4 / np.sqrt(2 * layer.weight.numel())
+        assert layer.weight.std().item() == pytest.approx(np.sqrt(2 / inputs), rel=tolerance)
+        assert not layer.bias.any()

@@ -1,0 +1,82 @@
+"""Where things are, asked from other folders and with the three variables set."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lib import paths
+
+NAMES = ("ROOT", "NOTEBOOKS", "PROFILES", "RECORDED", "DATA", "BUILD", "RAW", "PREPARED", "SEQUENCERS")
+REPOSITORY = Path(os.path.abspath(__file__)).parent.parent.resolve()
+
+
+def asked(folder, **variables):
+    """Every path as a fresh Python started in `folder` has it, and where it looks for `MNIST/raw`."""
+    program = (
+        "import json; from lib import paths; "
+        f"print(json.dumps([str(getattr(paths, name)) for name in {NAMES}] + [str(paths.dataset('MNIST/raw'))]))"
+    )
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("COMPANION_")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, env=kept | {"PYTHONPATH": str(REPOSITORY)} | variables,
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    return dict(zip((*NAMES, "dataset"), json.loads(done.stdout), strict=True))
+
+
+def in_repository(data="data", build="build"):
+    relative = {
+        "ROOT": "", "NOTEBOOKS": "notebooks", "PROFILES": "notebooks/profiles", "RECORDED": "data/recorded",
+        "DATA": data, "BUILD": build, "RAW": f"{data}/raw", "PREPARED": f"{data}/prepared",
+        "SEQUENCERS": f"{data}/sequencers", "dataset": f"{data}/raw/MNIST/raw",
+    }  # fmt: skip
+    return {name: os.path.normpath(REPOSITORY / path) for name, path in relative.items()}
+
+
+@pytest.mark.parametrize("folder", [".", "notebooks", "/"])
+def test_without_variables_everything_is_in_the_repository_whichever_folder_asks(folder):
+    assert asked(REPOSITORY / folder) == in_repository()
+
+
+def test_empty_variables_are_as_good_as_none():
+    assert asked("/", COMPANION_DATA="", COMPANION_BUILD="", COMPANION_DATASETS="") == in_repository()
+
+
+def test_the_variables_move_what_is_made_and_leave_what_is_tracked(tmp_path):
+    found = asked("/", COMPANION_DATA=str(tmp_path / "made"), COMPANION_BUILD=str(tmp_path / "b"))
+    assert found == in_repository(tmp_path / "made", tmp_path / "b")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("folder", [".", "notebooks"])
+def test_a_relative_variable_means_the_same_in_every_folder(folder):
+    found = asked(REPOSITORY / folder, COMPANION_DATA="../elsewhere", COMPANION_BUILD="build/other")
+    assert found == in_repository("../elsewhere", "build/other")
+
+
+def test_a_data_set_is_looked_for_on_the_shelf_and_then_below_raw(tmp_path, monkeypatch):
+    shelf, raw = tmp_path / "shelf", tmp_path / "raw"
+    monkeypatch.setattr(paths, "RAW", raw)
+    monkeypatch.setenv("COMPANION_DATASETS", str(shelf))
+    assert paths.dataset("MNIST/raw") == raw / "MNIST/raw"
+    (raw / "MNIST/raw").mkdir(parents=True)
+    assert paths.dataset("MNIST/raw") == raw / "MNIST/raw"
+    (shelf / "MNIST").mkdir(parents=True)
+    assert paths.dataset("MNIST/raw") == raw / "MNIST/raw"
+    (shelf / "MNIST/raw").mkdir()
+    assert paths.dataset("MNIST/raw") == shelf / "MNIST/raw"
+    (shelf / "vgg16.safetensors").write_bytes(b"")
+    assert paths.dataset("vgg16.safetensors") == shelf / "vgg16.safetensors"
+    monkeypatch.delenv("COMPANION_DATASETS")
+    assert paths.dataset("MNIST/raw") == raw / "MNIST/raw"
+
+
+@pytest.mark.parametrize("folder", [".", "notebooks"])
+def test_a_relative_shelf_is_taken_from_the_root_in_every_folder(tmp_path, folder):
+    (tmp_path / "MNIST/raw").mkdir(parents=True)
+    found = asked(REPOSITORY / folder, COMPANION_DATASETS=os.path.relpath(tmp_path, REPOSITORY))
+    assert found["dataset"] == str(tmp_path / "MNIST/raw")

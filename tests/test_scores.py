@@ -1,0 +1,209 @@
+"""Scores against their definitions written out: confusion matrices made by hand, pairs counted, pixels counted."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from lib import scores
+
+
+def answers(confusion, seed=0):
+    """Probabilities and grades whose confusion matrix is `confusion`, in random order, never tied at the top."""
+    grades, predicted = np.nonzero(np.ones_like(confusion))
+    grades, predicted = (np.repeat(values, np.ravel(confusion)) for values in (grades, predicted))
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(grades))
+    probabilities = rng.dirichlet(np.ones(len(confusion)), len(grades)) * 0.4
+    probabilities[np.arange(len(grades)), predicted] += 0.6
+    return probabilities[order], grades[order]
+
+
+def kappa_by_definition(confusion):
+    """1 - sum w O / sum w E with w = (i - j)^2 / (N - 1)^2 and E from the margins (Cohen 1968)."""
+    observed, n = np.asarray(confusion, float), len(confusion)
+    weight = np.array([[(i - j) ** 2 / (n - 1) ** 2 for j in range(n)] for i in range(n)])
+    expected = np.outer(observed.sum(1), observed.sum(0)) / observed.sum()
+    return 1 - (weight * observed).sum() / (weight * expected).sum()
+
+
+def auc_by_pairs(value, positive):
+    """The share of (positive, negative) pairs in which the positive has the greater value; a tie counts half."""
+    pairs = [(p > n) + (p == n) / 2 for p in value[positive] for n in value[~positive]]
+    return sum(pairs) / len(pairs)
+
+
+def test_a_confusion_matrix_worked_by_hand():
+    confusion = [[50, 10, 0, 0, 0], [5, 5, 0, 0, 0], [0, 4, 12, 4, 0], [0, 0, 2, 3, 0], [1, 0, 0, 0, 4]]
+    result = scores.grading(*answers(confusion))
+    assert result["confusion"] == confusion
+    assert result["accuracy"] == pytest.approx(74 / 100)
+    assert result["majority_rate"] == pytest.approx(60 / 100)
+    assert result["recall"] == pytest.approx([50 / 60, 5 / 10, 12 / 20, 3 / 5, 4 / 5])
+    assert result["balanced_accuracy"] == pytest.approx((5 / 6 + 0.5 + 0.6 + 0.6 + 0.8) / 5)
+    squared_errors, by_chance = 25 * 1 + 1 * 16, 27420 / 100
+    assert result["kappa"] == pytest.approx(1 - squared_errors / by_chance)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_confusion_matrices_agree_with_the_definitions(seed):
+    rng = np.random.default_rng(seed)
+    confusion = rng.integers(0, rng.integers(2, 30), (5, 5)) + np.eye(5, dtype=int)
+    probabilities, grades = answers(confusion, seed)
+    result = scores.grading(torch.tensor(probabilities), torch.tensor(grades))
+    counts = confusion.sum(1)
+    assert result["confusion"] == confusion.tolist()
+    assert result["kappa"] == pytest.approx(kappa_by_definition(confusion))
+    assert result["accuracy"] == pytest.approx(np.trace(confusion) / confusion.sum())
+    assert result["majority_rate"] == pytest.approx(max(np.mean(grades == grade) for grade in range(5)))
+    assert result["balanced_accuracy"] == pytest.approx(np.mean(np.diag(confusion) / counts))
+    assert result["auc_referable"] == pytest.approx(auc_by_pairs(probabilities[:, 2:].sum(1), grades >= 2))
+
+
+def test_an_answer_without_skill_scores_what_the_docstring_says():
+    grades = np.repeat(np.arange(5), [70, 7, 15, 5, 3])
+    always_none = np.tile([0.6, 0.1, 0.1, 0.1, 0.1], (100, 1))
+    result = scores.grading(always_none, grades)
+    assert result["accuracy"] == result["majority_rate"] == pytest.approx(0.7)
+    assert result["balanced_accuracy"] == pytest.approx(0.2)
+    assert result["kappa"] == pytest.approx(0)
+    assert result["auc_referable"] == pytest.approx(0.5)
+
+
+def test_a_perfect_answer_and_one_that_is_wrong_by_as_much_as_can_be():
+    perfect = scores.grading(np.eye(5)[[0, 1, 2, 3, 4]], [0, 1, 2, 3, 4])
+    assert [perfect[name] for name in ("accuracy", "balanced_accuracy", "kappa", "auc_referable")] == [1, 1, 1, 1]
+    reversed_ = scores.grading(np.eye(5)[[4, 4, 0, 0]], [0, 0, 4, 4])
+    assert [reversed_[name] for name in ("accuracy", "kappa", "auc_referable")] == [0, -1, 0]
+
+
+def test_equal_chances_of_referable_disease_count_half_in_the_auc():
+    low, middle, high = [0.75, 0.25, 0, 0, 0], [0.25, 0.25, 0.5, 0, 0], [0, 0.25, 0.25, 0.25, 0.25]
+    result = scores.grading([low, middle, middle, high], [0, 1, 2, 3])
+    assert result["auc_referable"] == (1 + 0.5 + 1 + 1) / 4
+
+
+def test_a_grade_that_does_not_occur_has_no_recall_and_is_left_out_of_the_balance():
+    result = scores.grading(np.eye(5)[[0, 0, 1, 3, 2]], [0, 0, 0, 2, 2])
+    assert result["recall"] == [pytest.approx(2 / 3), None, 0.5, None, None]
+    assert result["balanced_accuracy"] == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert result["kappa"] == pytest.approx(kappa_by_definition(result["confusion"]))
+    json.dumps(result, allow_nan=False)
+
+
+@pytest.mark.parametrize("grades", [[0, 1, 1], [2, 3, 4]])
+def test_one_side_of_referable_has_no_auc(grades):
+    result = scores.grading(np.eye(5)[[0, 2, 1]], grades)
+    assert result["auc_referable"] is None
+    assert result["kappa"] == pytest.approx(kappa_by_definition(result["confusion"]))
+
+
+@pytest.mark.filterwarnings("error")
+def test_kappa_is_undefined_only_where_one_grade_is_all_there_is():
+    assert scores.grading(np.eye(5)[[2, 2]], [2, 2])["kappa"] is None
+    assert scores.grading(np.eye(5)[[1, 1]], [2, 2])["kappa"] == 0
+    assert scores.grading(np.eye(5)[[2, 2]], [2, 0])["kappa"] == 0
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "grades", "message"),
+    [
+        (np.ones((3, 5)), [0, 1], r"\(3, 5\) and grades \(2,\)"),
+        (np.ones(5), [0, 1, 2, 3, 4], r"\(5,\)"),
+        (np.ones((0, 5)), [], r"\(0, 5\)"),
+        (np.ones((2, 5)), [0, 5], r"grades \[0 5\] must lie in 0\.\.4"),
+        (np.ones((2, 5)), [-1, 0], r"grades \[-1 +0\] must lie"),
+        (np.full((2, 5), np.nan), [0, 1], "finite"),
+    ],
+)
+def test_grading_refuses_what_does_not_fit(probabilities, grades, message):
+    with pytest.raises(ValueError, match=message):
+        scores.grading(probabilities, grades)
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_pointing_and_share_agree_with_a_walk_over_the_pixels(seed):
+    rng = np.random.default_rng(seed)
+    response, mask = rng.integers(-3, 4, (4, 5)).astype(float), rng.random((4, 5)) < 0.4
+    best, where, inside, everywhere = 0, None, 0, 0
+    for row in range(4):
+        for column in range(5):
+            value = response[row, column]
+            if value > best:
+                best, where = value, (row, column)
+            everywhere += max(value, 0)
+            inside += max(value, 0) * mask[row, column]
+    assert scores.pointing_game(response, mask) is bool(mask[where])
+    assert scores.share_inside(response, mask) == pytest.approx(inside / everywhere)
+    assert scores.share_inside(response, ~mask) == pytest.approx(1 - inside / everywhere)
+    assert scores.pointing_game(torch.tensor(response), torch.tensor(mask)) is bool(mask[where])
+
+
+def test_of_equal_maxima_the_first_in_reading_order_points():
+    response = np.array([[1.0, 7.0], [7.0, 2.0]])
+    assert scores.pointing_game(response, [[0, 1], [0, 0]]) is True
+    assert scores.pointing_game(response, [[0, 0], [1, 0]]) is False
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0])
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_response_without_a_positive_value_points_nowhere_and_has_no_share(value, inside):
+    response, mask = np.full((3, 4), value), np.full((3, 4), inside)
+    assert scores.pointing_game(response, mask) is False
+    assert scores.share_inside(response, mask) == 0
+
+
+def test_negative_responses_neither_add_to_a_share_nor_take_from_it():
+    response = np.array([[3.0, -100.0], [1.0, -5.0]])
+    assert scores.share_inside(response, [[1, 1], [0, 0]]) == 0.75
+    assert scores.share_inside(response, [[0, 1], [0, 1]]) == 0
+
+
+def test_by_chance_the_share_inside_is_the_masks_share_of_the_area():
+    mask = np.zeros((50, 50), bool)
+    mask[10:20, 5:35] = True
+    responses = np.random.default_rng(0).random((40, 50, 50))
+    shares = [scores.share_inside(response, mask) for response in responses]
+    assert np.mean(shares) == pytest.approx(300 / 2500, abs=0.003)
+
+
+@pytest.mark.parametrize("score", [scores.pointing_game, scores.share_inside])
+@pytest.mark.parametrize(
+    ("response", "mask", "message"),
+    [
+        (np.ones((2, 3)), np.ones((3, 2)), r"\(2, 3\) and mask \(3, 2\)"),
+        (np.ones((1, 2, 3)), np.ones((1, 2, 3)), "must both be"),
+        (np.array([[1.0, np.nan]]), np.ones((1, 2)), "NaN or infinite"),
+        (np.array([[1.0, np.inf]]), np.ones((1, 2)), "NaN or infinite"),
+    ],
+)
+def test_maps_that_do_not_fit_or_are_not_finite_are_refused(score, response, mask, message):
+    with pytest.raises(ValueError, match=message):
+        score(response, mask)
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_iou_is_the_share_of_pixels_counted(seed):
+    rng = np.random.default_rng(seed)
+    painted = np.zeros((2, 12, 12), bool)
+    boxes = []
+    for canvas in painted:
+        (x0, x1), (y0, y1) = (np.sort(rng.choice(13, 2, replace=False)) for _ in range(2))
+        canvas[y0:y1, x0:x1] = True
+        boxes.append((x0, y0, x1, y1))
+    expected = (painted[0] & painted[1]).sum() / (painted[0] | painted[1]).sum()
+    assert scores.iou(*boxes) == pytest.approx(expected)
+    assert scores.iou(*boxes[::-1]) == pytest.approx(expected)
+
+
+def test_iou_of_the_same_box_is_one_and_of_boxes_that_touch_is_zero():
+    assert scores.iou((1, 2, 5, 9), (1, 2, 5, 9)) == 1
+    assert scores.iou((0, 0, 2, 2), (2, 0, 4, 2)) == 0
+    assert scores.iou((0, 0, 2, 2), (5, 5, 6, 6)) == 0
+
+
+@pytest.mark.parametrize("empty", [(3, 0, 3, 4), (0, 4, 3, 4), (3, 0, 1, 4)])
+def test_iou_refuses_an_empty_box(empty):
+    with pytest.raises(ValueError, match="x1 > x0"):
+        scores.iou((0, 0, 2, 2), empty)
