@@ -1,8 +1,9 @@
-"""What every notebook begins and ends with.
+"""Run the notebooks, `python -m lib.companion run`, and what every notebook begins and ends with.
 
 In a notebook: `run = companion.begin("02_clear_mnist", globals())`, then `run.figure`, `.skip` and `.finish`.
 """
 
+import argparse
 import ast
 import difflib
 import json
@@ -19,35 +20,25 @@ from importlib.metadata import version
 
 import numpy as np
 import torch
+import yaml
+from tqdm import tqdm
 
 from lib import figures, paths
 
 TYPES = {"int": int, "float": float, "str": str, "bool": bool}
-
-
-def parameters_cell(notebook):
-    """The source of the one cell of `notebooks/<notebook>.ipynb` that is tagged `parameters`."""
-    path = paths.NOTEBOOKS / f"{notebook}.ipynb"
-    if not path.exists():
-        raise ValueError(f"There is no notebook {notebook!r} in notebooks/.")
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    tagged = [cell for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
-    if len(tagged) != 1:
-        raise ValueError(f"{notebook} has {len(tagged)} cells tagged `parameters`: it must have one.")
-    return "".join(tagged[0]["source"])
+NEEDS = {"04": ("03",), "05": ("03", "04")}  # 06 reads whatever numbers there are
 
 
 def declared(notebook):
-    """The parameters a notebook declares in lines `name: type = literal`: `{name: (type, default)}`."""
-    found = {}
-    for line in ast.parse(parameters_cell(notebook)).body:
-        if not (isinstance(line, ast.AnnAssign) and line.value and ast.unparse(line.annotation) in TYPES):
-            raise ValueError(
-                f"{notebook} declares a parameter as `{ast.unparse(line)}`: write `name: type = literal` "
-                f"with one of the types {', '.join(TYPES)}."
-            )
-        found[line.target.id] = (ast.unparse(line.annotation), ast.literal_eval(line.value))
-    return found
+    """The parameters that a notebook declares in lines `name: type = literal`, `{name: type's name}`."""
+    cells = json.loads((paths.NOTEBOOKS / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
+    tagged = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    return {line.target.id: line.annotation.id for line in ast.parse(tagged[0]).body}
+
+
+def meant(name, known):
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"{f'Did you mean {near[0]}? ' if near else ''}There are {', '.join(known)}."
 
 
 def check(notebook, values):
@@ -55,10 +46,8 @@ def check(notebook, values):
     known = declared(notebook)
     for name, value in values.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            meant = f" Did you mean {near[0]}?" if near else ""
-            raise ValueError(f"{notebook} has no parameter {name!r}.{meant} It declares {', '.join(known)}.")
-        kind = known[name][0]
+            raise ValueError(f"{notebook} has no parameter {name!r}. {meant(name, known)}")
+        kind = known[name]
         if type(value) is TYPES[kind] or (kind == "float" and type(value) is int):
             continue
         message = f"{notebook}: {name} must be {kind}, got {value!r} of type {type(value).__name__}."
@@ -67,12 +56,6 @@ def check(notebook, values):
         if kind == "float" and isinstance(value, str):
             message += " In YAML a number needs its decimal point: 1.0e-3, not 1e-3."
         raise ValueError(message)
-
-
-def injected(cells):
-    """The names assigned by papermill's cell, the one of `cells` that starts with `# Parameters`."""
-    source = next((cell for cell in cells if cell.startswith("# Parameters\n")), "")
-    return [line.targets[0].id for line in ast.parse(source).body]
 
 
 def begin(notebook, namespace):
@@ -86,7 +69,9 @@ def begin(notebook, namespace):
     if missing:
         raise ValueError(f"{', '.join(missing)}: not defined yet. Run the cell with the parameters first.")
     used = {name: namespace[name] for name in declared(notebook)}
-    check(notebook, {name: namespace[name] for name in injected(namespace.get("In", []))} | used)
+    passed = next((cell for cell in namespace.get("In", []) if cell.startswith("# Parameters\n")), "")
+    names = [line.targets[0].id for line in ast.parse(passed).body]
+    check(notebook, used | {name: namespace[name] for name in names})
     profile, seed = used["profile"], used["seed"]
     if not re.fullmatch(r"\w[\w.-]*", profile):
         raise ValueError(f"profile {profile!r} names a folder under build/: use a plain name like 'bundled'.")
@@ -144,8 +129,8 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         for kind in ("png", "pdf"):
             path = folder / f"{self.notebook[:2]}-{name}.{kind}"
-            figure.savefig(path.with_suffix(".part"), format=kind, dpi=150)
-            os.replace(path.with_suffix(".part"), path)
+            figure.savefig(f"{path}.part", format=kind, dpi=150)
+            os.replace(f"{path}.part", path)
 
     def skip(self, what, why):
         """Say that a part of the notebook is not run, and why; both end up in the metrics."""
@@ -158,23 +143,146 @@ class Run:
         `numbers` maps names to finite numbers or texts, the most telling first; `data` and `weights` say in
         words what they were computed from. Raises ValueError for NaN, infinity or any other type.
         """
+        numbers = {name: plain(name, value) for name, value in numbers.items()}
         profile, seed = self.parameters["profile"], self.parameters["seed"]
+        seconds = round(time.perf_counter() - self.started, 1)
         record = {
-            "notebook": self.notebook,
-            "profile": profile,
-            "data": data,
-            "weights": weights,
-            "device": str(self.device),
-            "seed": seed,
-            "parameters": self.parameters,
-            "versions": versions(),
-            "commit": commit(),
-            "seconds": round(time.perf_counter() - self.started, 1),
-            "skipped": self.skipped,
-            "numbers": {name: plain(name, value) for name, value in numbers.items()},
-        }
-        path = paths.BUILD / profile / "metrics" / f"{self.notebook}.json"
+            "notebook": self.notebook, "profile": profile, "data": data, "weights": weights,
+            "device": str(self.device), "seed": seed, "parameters": self.parameters, "versions": versions(),
+            "commit": commit(), "seconds": seconds, "skipped": self.skipped, "numbers": numbers,
+        }  # fmt: skip
+        path = metrics(profile, self.notebook)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.with_suffix(".part").write_text(json.dumps(record, indent=2) + "\n")
         os.replace(path.with_suffix(".part"), path)
-        print(f"{len(numbers)} numbers recorded after {record['seconds']} s")
+        print(f"{len(numbers)} numbers recorded after {seconds} s")
+
+
+def metrics(profile, notebook):
+    return paths.BUILD / profile / "metrics" / f"{notebook}.json"
+
+
+def plan(profile, only, given):
+    """What to run, `{notebook: parameters}`, all checked: ValueError for an unknown profile, number or name.
+
+    `bundled` runs every notebook as it is; any folder of notebooks/profiles runs the notebooks that it holds a
+    YAML file for. `only` lists notebook numbers, `given` pairs of a parameter's name and its value in YAML.
+    """
+    notebooks = sorted(path.stem for path in paths.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    chosen = {notebook: {} for notebook in notebooks}
+    if profile != "bundled":
+        profiles = ["bundled", *sorted(path.name for path in paths.PROFILES.glob("*/"))]
+        if profile not in profiles:
+            raise ValueError(f"There is no profile {profile!r}. {meant(profile, profiles)}")
+        files = sorted((paths.PROFILES / profile).glob("*.yaml"))
+        chosen = {file.stem: yaml.safe_load(file.read_text(encoding="utf-8")) or {} for file in files}
+    for notebook in chosen:
+        if notebook not in notebooks:
+            raise ValueError(f"{profile}/{notebook}.yaml is for no notebook. {meant(notebook, notebooks)}")
+    for number in only:
+        if number not in {name[:2] for name in chosen}:
+            raise ValueError(f"Profile {profile} has no notebook {number}. There are {', '.join(chosen)}.")
+    chosen = {name: values for name, values in chosen.items() if not only or name[:2] in only}
+    kinds = {notebook: declared(notebook) for notebook in chosen}
+    for name, text in given:
+        if not any(name in kind for kind in kinds.values()):
+            known = sorted(set().union(*kinds.values()))
+            raise ValueError(f"No notebook to be run has a parameter {name!r}. {meant(name, known)}")
+        for notebook, values in chosen.items():
+            if name in kinds[notebook]:
+                values[name] = text if kinds[notebook][name] == "str" else yaml.safe_load(text)
+    for notebook, values in chosen.items():
+        if values.setdefault("profile", profile) != profile:
+            raise ValueError(f"{notebook}: profile is {values['profile']!r}, but --profile is {profile!r}.")
+        check(notebook, values)
+    return chosen
+
+
+def execute(notebook, parameters, timeout):
+    """Run a notebook into build/<profile>/<notebook>.ipynb and .html; None, or in a few lines what failed."""
+    import nbformat
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from nbconvert import HTMLExporter
+
+    folder, record = paths.BUILD / parameters["profile"], metrics(parameters["profile"], notebook)
+    output, page = folder / f"{notebook}.ipynb", folder / f"{notebook}.html"
+    folder.mkdir(parents=True, exist_ok=True)
+    for stale in (record, page, *folder.glob(f"figures/{notebook[:2]}-*")):
+        stale.unlink(missing_ok=True)
+    try:
+        papermill.execute_notebook(
+            paths.NOTEBOOKS / f"{notebook}.ipynb", output, parameters, kernel_name="python3",
+            cwd=paths.NOTEBOOKS, progress_bar=sys.stderr.isatty(), execution_timeout=timeout,
+            extra_arguments=["--log-level=50"],
+        )  # fmt: skip
+        error = None if record.exists() else "it ended without run.finish(...), which records its numbers"
+    except papermill.PapermillExecutionError as failure:
+        error = "\n".join(f"{failure.ename}: {failure.evalue}".splitlines()[:5])
+    except CellTimeoutError:
+        error = f"it took longer than {timeout} s; --timeout allows more"
+    except DeadKernelError:
+        error = "the kernel died, as it does when memory runs out (the bundled run needs 6 GB)"
+    if error:
+        cells = [cell for cell in nbformat.read(output, 4).cells if cell.cell_type == "code"]
+        code = [cell.source for cell in cells if cell.metadata.papermill.start_time]
+        return f"{notebook} failed in cell [{len(code)}] `{code[-1].splitlines()[0]}`\n{error}\nSee {output}"
+    page.with_suffix(".part").write_text(HTMLExporter().from_filename(str(output))[0], encoding="utf-8")
+    os.replace(page.with_suffix(".part"), page)
+
+
+def summary(record):
+    numbers = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in record["numbers"].items()]
+    skipped = "".join(f"; skipped: {part['what']}" for part in record["skipped"])
+    return f"{record['seconds']:7.1f}  {', '.join(numbers[:3])}{skipped}"
+
+
+def run(profile, chosen, timeout):
+    """Run the `chosen` notebooks in order, print a table of what came out, and return the exit status."""
+    os.environ["JUPYTER_PATH"] = f"{sys.prefix}/share/jupyter"  # the kernel python3 of this very interpreter
+    rows, failed = {}, []
+    for notebook in tqdm(chosen, unit="notebook", disable=None):
+        needed = [number for number in NEEDS.get(notebook[:2], ()) if number in failed]
+        if needed:
+            failed.append(notebook[:2])
+            rows[notebook] = f"      -  not run: needs {' and '.join(needed)}"
+            continue
+        tqdm.write(f"{notebook} ...")
+        try:
+            error = execute(notebook, chosen[notebook], timeout)
+        except KeyboardInterrupt:
+            rest = " ".join(name[:2] for name in chosen if name not in rows)
+            tqdm.write(f"\nStopped in {notebook}. To go on from there: the same command with --only {rest}")
+            return 130
+        if error:
+            failed.append(notebook[:2])
+            tqdm.write(error, file=sys.stderr)
+            rows[notebook] = "      -  failed"
+        else:
+            rows[notebook] = summary(json.loads(metrics(profile, notebook).read_text()))
+    print(f"\n{'notebook':24} seconds  numbers")
+    for notebook, row in rows.items():
+        print(f"{notebook:24} {row}")
+    print(f"Notebooks, HTML, figures and metrics are in {paths.BUILD / profile}")
+    return 1 if failed else 0
+
+
+def main(arguments=None):
+    """`python -m lib.companion run [--profile bundled] [--only 02 05] [-p NAME VALUE] [--timeout SECONDS]`."""
+    parser = argparse.ArgumentParser(prog="python -m lib.companion", description=__doc__.splitlines()[0])
+    command = parser.add_subparsers(required=True).add_parser("run", help="execute the notebooks in order")
+    command.add_argument("--profile", default="bundled", help="bundled or a folder of notebooks/profiles")
+    command.add_argument("--only", nargs="+", default=[], metavar="NN", help="numbers of notebooks: 02 05")
+    command.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="given")
+    command.add_argument("--timeout", type=int, default=21600, help="seconds that one cell may take")
+    options = parser.parse_args(arguments)
+    try:
+        chosen = plan(options.profile, options.only, options.given)
+    except (ValueError, yaml.YAMLError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return run(options.profile, chosen, options.timeout)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
