@@ -129,16 +129,16 @@ class _Room:
         self.free &= (self.x - x) ** 2 + (self.y - y) ** 2 > radius**2
 
     def find(self, radius, where=True):
-        """A free place (x, y) in `where` (a mask of the cells) if it has one; `radius` around it is taken."""
-        cells = np.flatnonzero(self.free & where)
-        row, column = divmod(self.rng.choice(cells if len(cells) else np.flatnonzero(self.free)), 64)
+        """A free place (x, y) in `where`, a mask of the cells; `radius` around it is taken."""
+        row, column = divmod(self.rng.choice(np.flatnonzero(self.free & where)), 64)
         self.take(self.x[0, column], self.y[row, 0], radius)
         return self.x[0, column], self.y[row, 0]
 
 
-def _lesions(rng, grade, size, disc, fovea, room, tree):
+def _lesions(grade, size, disc, fovea, room):
     """Coverage (size, size) of every lesion that the grade has by the ICDR scale."""
-    drawn, form = {}, rng.integers(3)  # new vessels, pre-retinal haemorrhage, both
+    drawn, rng = {}, room.rng
+    form = rng.integers(3)  # new vessels, pre-retinal haemorrhage, both
 
     def strew(places, count, spread, radius, feather=0.0):
         x, y = np.repeat(places, count, axis=0).T + rng.normal(0, spread, (2, count * len(places)))
@@ -146,7 +146,7 @@ def _lesions(rng, grade, size, disc, fovea, room, tree):
 
     if grade == 4 and form != 0:  # a pool under a level surface
         width, height = rng.uniform(0.2, 0.34), rng.uniform(0.16, 0.26)
-        left, top = room.find(width, abs(abs(room.y) - 0.35) < 0.2)
+        left, top = room.find(width, (abs(abs(room.y) - 0.35) < 0.2) & (abs(room.x) < 0.5))
         room.take(left, top + height / 2, width)
         x, y = (v - at for v, at in zip(_grid(size), (left, top), strict=True))
         bowl, level = 1 - np.sqrt((x / width) ** 2 + (y / height) ** 2), (y - 0.02 * np.sin(9 * x)) / 0.03
@@ -190,7 +190,7 @@ def photograph(grade, seed, size, eye="right"):
     fovea = disc[0] - rng.uniform(0.68, 0.78), disc[1] + rng.uniform(0.03, 0.1)
     tree, retina = _tree(rng, disc), rng.dirichlet([0.4] * len(RETINAS)) @ np.float32(RETINAS)
     signs = np.random.default_rng([seed, EYES.index(eye), grade])
-    drawn = _lesions(signs, grade, size, disc, fovea, _Room(signs, disc, tree), tree)
+    drawn = _lesions(grade, size, disc, fovea, _Room(signs, disc, tree))
 
     x, y = _grid(size)
     to_fovea = (x - fovea[0]) ** 2 + (y - fovea[1]) ** 2
@@ -223,10 +223,11 @@ def photograph(grade, seed, size, eye="right"):
     image *= ((1 - rng.uniform(0.15, 0.4) * off_axis - 0.12 * off_axis**3) * rng.uniform(0.75, 1.15))[..., None]
     blur = rng.uniform(0.0015, 0.006) * size / 2
     image = gaussian_filter(image, (blur, blur, 0), truncate=3)
-    image += (rng.normal(0, 1, (size, size, 1)) * rng.uniform(0.004, 0.014)).astype(np.float32)
-    image *= np.clip((1 - np.sqrt(x**2 + y**2)) * size / 2 + 0.5, 0, 1)[..., None]
+    image += rng.normal(0, rng.uniform(0.004, 0.014), (size, size, 1)).astype(np.float32)
+    aperture = np.clip((1 - np.sqrt(x**2 + y**2)) * size / 2 + 0.5, 0, 1)
+    image *= aperture[..., None]
     image = (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
-    masks = {lesion: drawn[lesion] > 0.25 if lesion in drawn else np.zeros((size, size), bool) for lesion in LESIONS}
+    masks = {lesion: drawn.get(lesion, np.zeros((size, size))) * aperture > 0.25 for lesion in LESIONS}
     if eye == "left":
         image, masks = image[:, ::-1].copy(), {lesion: mask[:, ::-1].copy() for lesion, mask in masks.items()}
     return image, masks
@@ -271,9 +272,9 @@ def write_collection(folder, n, seed, share=BALANCED, workers=None):
 
     Beside them masks/10_left.png (see `read_masks`) and collection.json (n, seed, share, version). In each eye,
     grades 0-4 have the shares `share` (`KAGGLE`: those of EyePACS) to the largest remainder. The files are the
-    same for any number of `workers` (processes; by default as many as pay). An interrupted write leaves nothing but
-    <folder>.partial. Raises ValueError for n, seed or share out of range, FileExistsError if `folder` holds
-    something other than a collection.
+    same for any number of `workers` (processes, as many as pay by default: a script calls this below
+    `if __name__ == "__main__"`). An interrupted write leaves nothing but <folder>.partial. Raises ValueError for
+    n, seed or share out of range, FileExistsError if `folder` holds something other than a collection.
     """
     _check("n", n, 1, 100_000)
     _check("seed", seed, 0, 10**12)

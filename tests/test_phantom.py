@@ -120,6 +120,7 @@ def test_the_retina_fills_the_frame_on_black_and_darkens_to_the_rim():
     radius = np.hypot(*(np.mgrid[:128, :128] - 63.5))
     for seed in SEEDS:
         red = photograph(0, seed)[0][..., 0].astype(float)
+        assert not np.any([mask[radius > 64] for mask in photograph(4, seed)[1].values()])
         assert red[radius > 64].max() == 0 and red[radius < 60].min() > 0
         assert np.median(red[radius < 30]) > np.median(red[(radius > 55) & (radius < 61)])
 
