@@ -1,0 +1,43 @@
+# make run | test | lab | lint | clean: each sets up .venv first where it is missing or out of date.
+# Options: make run ARGS="--profile smoke --only 02"; make run PYTHON=/path/to/python3.12
+PYTHON ?= python3
+ARGS ?=
+FRESH := build/test
+
+.PHONY: run test lab lint clean
+
+run: .venv/.ready
+	.venv/bin/python -m lib.companion run $(ARGS)
+
+test: lint
+	rm -rf $(FRESH)
+	@echo "== Unit tests, the form of the notebooks, the smoke profile run by papermill"
+	.venv/bin/pytest tests
+	@echo "== The committed notebooks run again by nbval, from nothing"
+	env -u COMPANION_DATASETS COMPANION_DATA="$(CURDIR)/$(FRESH)/data" COMPANION_BUILD="$(CURDIR)/$(FRESH)/build" \
+		.venv/bin/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks
+
+lint: .venv/.ready
+	@echo "== Lint"
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+
+lab: .venv/.ready
+	.venv/bin/python -m jupyterlab notebooks
+
+clean:
+	rm -rf build .pytest_cache .ruff_cache *.egg-info
+	rm -rf data/raw/phantom data/prepared/phantom-* data/sequencers
+	find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -print0 | xargs -0 rm -rf
+	@echo "Kept: .venv, and downloads and what was prepared from them in data/raw and data/prepared."
+
+.venv/.ready: requirements.lock pyproject.toml
+	@for python in $(PYTHON) python3.13 python3.12 python3.11; do \
+		if $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+			echo "Setting up .venv with $$python (a few minutes, once)"; exec $$python -m venv .venv; \
+		fi; \
+	done; \
+	echo "Python 3.11 or later is needed, and $(PYTHON) is not: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch .venv/.ready
