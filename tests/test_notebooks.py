@@ -1,0 +1,196 @@
+"""The form of the committed notebooks, and the smoke profile run through the command line."""
+
+import ast
+import json
+import os
+import re
+import statistics
+import subprocess
+import sys
+
+import nbformat
+import papermill
+import pytest
+import yaml
+
+from lib import paths
+
+NAMES = [
+    "01_cam_imagenet",
+    "02_clear_mnist",
+    "03_dr_dataset",
+    "04_radiomic_sequencer",
+    "05_clear_dr_figures",
+    "06_ledger",
+]
+FILES = sorted(paths.NOTEBOOKS.glob("[0-9]*.ipynb"))
+BOOKS = {file.stem: nbformat.read(file, 4) for file in FILES}
+LINE = re.compile(r"^(\w+): (int|float|str|bool) = ([^#]+?)  # \S.*$")
+TYPES = {"int": int, "float": float, "str": str, "bool": bool}
+every_notebook = pytest.mark.parametrize("name", BOOKS)
+
+
+def code(name):
+    return [cell for cell in BOOKS[name].cells if cell.cell_type == "code"]
+
+
+def declared(name):
+    """The parameters by their lines' text: {name: (type, value)}."""
+    lines = [LINE.match(line) for line in code(name)[0].source.splitlines()]
+    return {line[1]: (TYPES[line[2]], ast.literal_eval(line[3])) for line in lines}
+
+
+def test_the_six_notebooks_are_there():
+    assert list(BOOKS) == NAMES
+
+
+@every_notebook
+def test_a_notebook_is_valid_opens_with_its_title_and_runs_on_the_kernel_python3(name):
+    book = BOOKS[name]
+    nbformat.validate(book)
+    assert book.cells[0].cell_type == "markdown" and re.match(r"# \S", book.cells[0].source)
+    assert book.metadata.kernelspec.name == "python3" and book.metadata.kernelspec.language == "python"
+    assert "jupytext" not in book.metadata
+
+
+@every_notebook
+def test_one_cell_is_tagged_parameters_and_it_is_the_first_with_code(name):
+    tagged = [cell for cell in BOOKS[name].cells if "parameters" in cell.metadata.get("tags", [])]
+    assert tagged == code(name)[:1]
+    assert not any("injected-parameters" in cell.metadata.get("tags", []) for cell in code(name))
+
+
+@every_notebook
+def test_each_parameter_is_a_name_a_plain_type_a_literal_of_that_type_and_help(name):
+    for line in code(name)[0].source.splitlines():
+        assert LINE.match(line), f"{name}: {line!r} is not `name: type = literal  # help`"
+    for parameter, (kind, value) in declared(name).items():
+        assert type(value) is kind, f"{name}: {parameter} = {value!r} is not {kind.__name__}"
+    assert declared(name)["profile"] == (str, "bundled")
+    assert declared(name)["seed"][0] is int
+
+
+@every_notebook
+def test_each_parameter_is_read_in_a_later_cell(name):
+    trees = [ast.walk(ast.parse(cell.source)) for cell in code(name)[1:]]
+    read = {node.id for tree in trees for node in tree if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    unread = set(declared(name)) - read - {"profile", "seed"}  # companion.begin reads these two
+    assert not unread, f"{name} declares but never reads {unread}"
+
+
+@every_notebook
+def test_the_second_code_cell_begins_and_the_last_one_finishes(name):
+    assert f'run = companion.begin("{name}", globals())' in code(name)[1].source
+    assert "run.finish(" in code(name)[-1].source and "assert " in code(name)[-1].source
+    assert BOOKS[name].cells[-1].cell_type == "markdown"
+
+
+@every_notebook
+def test_every_cell_has_been_run_in_order_without_an_error(name):
+    assert [cell.execution_count for cell in code(name)] == list(range(1, len(code(name)) + 1))
+    for cell in code(name):
+        assert not [out for out in cell.outputs if out.output_type == "error"], cell.source
+
+
+@every_notebook
+def test_cells_whose_output_is_checked_have_one(name):
+    checked = [cell for cell in code(name) if "NBVAL_CHECK_OUTPUT" in cell.source]
+    for cell in checked:
+        assert cell.source.startswith("# NBVAL_CHECK_OUTPUT\n") and cell.outputs, cell.source
+
+
+@every_notebook
+def test_cells_are_short(name):
+    lines = [len(cell.source.splitlines()) for cell in code(name)]
+    assert max(lines) <= 30, f"{name}: a cell of {max(lines)} lines"
+    assert statistics.median(lines) <= 6
+
+
+@every_notebook
+def test_a_notebook_is_small_enough_for_the_web_and_names_no_machine(name):
+    file = paths.NOTEBOOKS / f"{name}.ipynb"
+    assert file.stat().st_size <= 500_000
+    for cell in BOOKS[name].cells:
+        texts = [cell.source]
+        for out in cell.get("outputs", []):
+            texts += [out.get("text", ""), *(out.get("data", {}).get(kind, "") for kind in ("text/plain", "text/html"))]
+        for text in texts:
+            found = re.search(r"(?<![\w.:/])(/(home|work|root|Users|tmp|var|mnt)/|[A-Z]:\\)\S*", text)
+            assert not found, f"{name} names the path {found[0]}"
+
+
+@pytest.mark.parametrize("file", sorted(paths.PROFILES.glob("*/*")), ids=lambda file: "/".join(file.parts[-2:]))
+def test_a_profile_passes_declared_parameters_of_the_right_type_to_a_notebook(file):
+    assert file.suffix == ".yaml" and file.stem in BOOKS
+    values = yaml.safe_load(file.read_text())
+    assert values["profile"] == file.parent.name
+    for name, value in values.items():
+        assert name in declared(file.stem), f"{file.stem} declares no {name}"
+        kind = declared(file.stem)[name][0]
+        assert type(value) is kind or (kind is float and type(value) is int), f"{name}: {value!r}"
+
+
+def test_the_smoke_profile_covers_every_notebook():
+    assert [file.stem for file in sorted((paths.PROFILES / "smoke").glob("*.yaml"))] == NAMES
+
+
+def companion(build, *arguments):
+    """`python -m lib.companion run` away from the repository's folders, in a folder that is not the repository."""
+    environment = os.environ | {"COMPANION_DATA": str(build / "data"), "COMPANION_BUILD": str(build / "build")}
+    environment.pop("COMPANION_DATASETS", None)
+    command = [sys.executable, "-m", "lib.companion", "run", "--profile", "smoke", *arguments]
+    return subprocess.run(command, env=environment, cwd=build, capture_output=True, text=True)
+
+
+def numbers(build, name):
+    return json.loads((build / "build" / "smoke" / "metrics" / f"{name}.json").read_text())["numbers"]
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """A folder in which the smoke profile has run once, with what it said."""
+    build = tmp_path_factory.mktemp("smoke")
+    return build, companion(build)
+
+
+@pytest.mark.slow
+def test_the_smoke_profile_runs_all_notebooks_and_ends_with_the_table(smoke):
+    build, said = smoke
+    assert said.returncode == 0, said.stderr[-2000:]
+    for name in NAMES:
+        assert numbers(build, name)
+        assert re.search(rf"^{name} +\d+\.\d  \S", said.stdout, re.M), said.stdout
+        html = (build / "build" / "smoke" / f"{name}.html").read_text()
+        assert "<img" in html or name == "06_ledger"
+    figures = sorted((build / "build" / "smoke" / "figures").glob("*"))
+    assert {file.suffix for file in figures} == {".png", ".pdf"}
+    assert len([file for file in figures if file.suffix == ".png"]) * 2 == len(figures)
+
+
+@pytest.mark.slow
+def test_running_again_trains_nothing_and_gives_the_same_numbers(smoke):
+    build, _ = smoke
+    trained = {path: path.stat().st_mtime_ns for path in (build / "data").rglob("*") if path.is_file()}
+    before = {name: numbers(build, name) for name in NAMES}
+    assert trained
+    assert companion(build).returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in (build / "data").rglob("*") if path.is_file()} == trained
+    assert {name: numbers(build, name) for name in NAMES} == before
+
+
+@pytest.mark.slow
+def test_an_injected_parameter_changes_the_result(smoke, tmp_path):
+    before = numbers(smoke[0], "02_clear_mnist")
+    said = companion(tmp_path, "--only", "02", "-p", "epochs", "1")
+    assert said.returncode == 0, said.stderr[-2000:]
+    assert numbers(tmp_path, "02_clear_mnist") != before
+
+
+@pytest.mark.slow
+def test_plain_papermill_with_an_unknown_parameter_stops_at_begin_and_says_what_was_meant(tmp_path):
+    source, output = paths.NOTEBOOKS / "02_clear_mnist.ipynb", tmp_path / "out.ipynb"
+    with pytest.raises(
+        papermill.PapermillExecutionError, match=r"no parameter 'epoch'\. Did you mean epochs"
+    ) as failure:
+        papermill.execute_notebook(source, output, {"epoch": 3}, kernel_name="python3", progress_bar=False)
+    assert failure.value.exec_count == 3  # the parameters, papermill's cell, and then begin
