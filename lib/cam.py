@@ -6,6 +6,7 @@ a linear map gives the class scores S_c = sum_k w_k^c F_k + b_c (the paper leave
     M_c(x, y) = sum_k w_k^c f_k(x, y)        (Eq. 2)        and        S_c = mean_{x,y} M_c(x, y) + b_c.
 """
 
+import operator
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from scipy import ndimage
 from torch import nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 
 @contextmanager
@@ -26,25 +28,46 @@ def evaluating(network):
             module.training = mode
 
 
+class _LastMap(TorchFunctionMode):
+    """Keeps the latest tensor (B, K, h, w) larger than 1x1 that any operation returned, until `head` has been called."""
+
+    def __init__(self):
+        super().__init__()
+        self.f = self.F = self.z = None
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if self.z is None and isinstance(result, torch.Tensor) and result.ndim == 4 and result.shape[2:].numel() > 1:
+            self.f = result
+        return result
+
+    def head(self, module, inputs, output):
+        self.F, self.z = inputs[0], output
+
+
 def forward(network, images, context=None):
     """One forward pass, inside `context` if given, that also returns what the class scores were averaged from.
 
     Returns scores (B, N), the last feature maps f (B, K, h, w) and the class kernels' responses z (B, N, h, w) with
     mean_{x,y} z = scores (of max(z, 0) where a ReLU follows, as in SqueezeNet). z includes the bias b_c, M_c does not.
-    The head is the layer with weights registered last. That it sees a global average is checked by value:
-    raises ValueError where the scores are no average of maps, so where no class activation map exists.
+    The head is the layer with weights registered last. That it sees a global average is checked by value: raises
+    ValueError where the scores are not finite, where the maps have shrunk to 1x1, and where the scores are no average
+    of maps, so where no class activation map exists.
     """
-    if not (torch.is_tensor(images) and images.ndim == 4 and images.is_floating_point()):
+    if not (torch.is_tensor(images) and images.ndim == 4 and images.is_floating_point() and images.numel()):
         got = f"{images.dtype} {tuple(images.shape)}" if torch.is_tensor(images) else type(images).__name__
         raise ValueError(f"images are {got}; give a floating point tensor (B, C, H, W)")
+    name = type(network).__name__
     weighted = [module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     if not weighted:
-        raise ValueError(f"{type(network).__name__} has no linear or convolutional layer to take class weights from")
+        raise ValueError(f"{name} has no linear or convolutional layer to take class weights from")
     head, seen = weighted[-1], {}
 
     def keep_map(module, inputs, output):
-        if "z" not in seen and torch.is_tensor(output) and output.ndim == 4 and output[0, 0].numel() > 1:
-            seen["f"] = output
+        if "z" not in seen and torch.is_tensor(output) and output.ndim == 4:
+            seen["f"] = output if output[0, 0].numel() > 1 else seen.get("f")
+            if isinstance(module, nn.Conv2d):
+                seen["last convolution"] = tuple(output.shape[2:])
 
     def keep_head(module, inputs, output):
         seen["F"], seen["z"] = inputs[0], output
@@ -58,19 +81,21 @@ def forward(network, images, context=None):
         for handle in handles:
             handle.remove()
 
-    name = type(network).__name__
-    if not {"f", "F", "z"} <= seen.keys() or not torch.is_tensor(scores):
-        raise ValueError(f"{name}: no feature maps larger than 1x1 reach the last layer; give larger images than "
-                         f"{tuple(images.shape[2:])}, or a network that ends in global average pooling")  # fmt: skip
-    if isinstance(head, nn.Conv2d):
-        f, z = seen["F"], seen["z"]
+    if torch.is_tensor(scores) and not scores.isfinite().all():
+        raise ValueError(f"{name}'s scores hold NaN or infinite values; look at the images and at the weights")
+    f, F, z = seen.get("f"), seen.get("F"), seen.get("z")
+    pooled = f is not None and z is not None and torch.is_tensor(scores)
+    if pooled and z.ndim == 4 and z[0, 0].numel() > 1:
+        f = F
         pooled = any(_close(response.mean((2, 3)), scores) for response in (z, z.clamp(min=0)))
-    else:
-        candidates = [maps for maps in (seen["f"], seen["f"].clamp(min=0)) if _close(maps.mean((2, 3)), seen["F"])]
-        pooled = bool(candidates) and _close(seen["z"], scores)
+    elif pooled:
+        averaged = [maps for maps in (f, f.clamp(min=0)) if _close(maps.mean((2, 3)), F.flatten(1))]
+        pooled = bool(averaged) and _close(z.flatten(1), scores)
         if pooled:
-            f = candidates[0]
-            z = functional.conv2d(f, head.weight[:, :, None, None], head.bias)
+            f, z = averaged[0], functional.conv2d(averaged[0], head.weight.flatten(1)[:, :, None, None], head.bias)
+    if not pooled and seen.get("last convolution") == (1, 1):
+        raise ValueError(f"{name}'s last feature maps of images {tuple(images.shape[2:])} are 1x1 and have no positions "
+                         "to tell apart; give larger images")  # fmt: skip
     if not pooled:
         raise ValueError(f"{name}: the class scores are not one linear map of globally averaged feature maps, so no "
                          "class activation map exists (Zhou 2016, section 2); replace the layers after the last "
@@ -89,9 +114,8 @@ def split(network):
     Raises ValueError where the last layer is neither; `features` raises where it is not preceded (linear layer) or
     followed (convolution) by global average pooling.
     """
-    weighted = [module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    head = weighted[-1] if weighted else None
-    if head is None or (isinstance(head, nn.Conv2d) and (head.kernel_size != (1, 1) or head.groups != 1)):
+    head = _head(network)
+    if isinstance(head, nn.Conv2d) and (head.kernel_size != (1, 1) or head.groups != 1):
         raise ValueError(f"{type(network).__name__} ends in {head}, but w_k^c is one number for each feature map k "
                          "and class c: a linear layer or a 1x1 convolution")  # fmt: skip
     bias = None if head.bias is None else head.bias.detach()
@@ -100,7 +124,7 @@ def split(network):
 
 def chosen(classes, count):
     """`classes` as a list of class indices below `count`; None means all. Raises ValueError out of range."""
-    indices = list(range(count)) if classes is None else [int(c) for c in classes]
+    indices = list(range(count)) if classes is None else [operator.index(c) for c in classes]
     if wrong := [c for c in indices if not 0 <= c < count]:
         raise ValueError(f"classes {wrong} out of range; the network has {count} classes, 0 to {count - 1}")
     return indices
@@ -127,7 +151,8 @@ def upsample(maps, size):
 def box(map, threshold=0.2):
     """The bounding box `(x0, y0, x1, y1)` of the largest connected part of a map (H, W) above `threshold` x maximum.
 
-    Zhou 2016, section 3.2: 20 % of the maximum. In pixels, x1 and y1 exclusive; neighbours share an edge.
+    Zhou 2016, section 3.2: 20 % of the maximum. In pixels, x1 and y1 exclusive; neighbours share an edge; of parts
+    equally large, the uppermost.
     Raises ValueError for a map without a positive finite maximum, or a threshold outside [0, 1).
     """
     values = np.asarray(map.detach().cpu().float() if torch.is_tensor(map) else map)
@@ -137,5 +162,5 @@ def box(map, threshold=0.2):
         raise ValueError(f"no box in a map of shape {values.shape} with values from {values.min()} to {values.max()}: "
                          "give a finite map (H, W) with a positive maximum")  # fmt: skip
     parts, _ = ndimage.label(values > threshold * values.max())
-    rows, columns = ndimage.find_objects(parts == np.bincount(parts.flat)[1:].argmax() + 1)[0]
+    rows, columns = ndimage.find_objects(parts)[np.bincount(parts.ravel())[1:].argmax()]
     return columns.start, rows.start, columns.stop, rows.stop
