@@ -28,8 +28,8 @@ def evaluating(network):
             module.training = mode
 
 
-class _LastMap(TorchFunctionMode):
-    """Keeps the latest tensor (B, K, h, w) larger than 1x1 that any operation returned, until `head` has been called."""
+class _Watch(TorchFunctionMode):
+    """Keeps the last maps (B, K, h, w) larger than 1x1 that any operation returned before `head` was called."""
 
     def __init__(self):
         super().__init__()
@@ -45,61 +45,48 @@ class _LastMap(TorchFunctionMode):
         self.F, self.z = inputs[0], output
 
 
+def _head(network):
+    weighted = [module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    if not weighted:
+        raise ValueError(f"{type(network).__name__} has no linear or convolutional layer to take class weights from")
+    return weighted[-1]
+
+
 def forward(network, images, context=None):
     """One forward pass, inside `context` if given, that also returns what the class scores were averaged from.
 
     Returns scores (B, N), the last feature maps f (B, K, h, w) and the class kernels' responses z (B, N, h, w) with
     mean_{x,y} z = scores (of max(z, 0) where a ReLU follows, as in SqueezeNet). z includes the bias b_c, M_c does not.
     The head is the layer with weights registered last. That it sees a global average is checked by value: raises
-    ValueError where the scores are not finite, where the maps have shrunk to 1x1, and where the scores are no average
-    of maps, so where no class activation map exists.
+    ValueError where the scores are not finite or no average of maps larger than 1x1, so where there is no class
+    activation map.
     """
     if not (torch.is_tensor(images) and images.ndim == 4 and images.is_floating_point() and images.numel()):
         got = f"{images.dtype} {tuple(images.shape)}" if torch.is_tensor(images) else type(images).__name__
         raise ValueError(f"images are {got}; give a floating point tensor (B, C, H, W)")
-    name = type(network).__name__
-    weighted = [module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    if not weighted:
-        raise ValueError(f"{name} has no linear or convolutional layer to take class weights from")
-    head, seen = weighted[-1], {}
-
-    def keep_map(module, inputs, output):
-        if "z" not in seen and torch.is_tensor(output) and output.ndim == 4:
-            seen["f"] = output if output[0, 0].numel() > 1 else seen.get("f")
-            if isinstance(module, nn.Conv2d):
-                seen["last convolution"] = tuple(output.shape[2:])
-
-    def keep_head(module, inputs, output):
-        seen["F"], seen["z"] = inputs[0], output
-
-    handles = [module.register_forward_hook(keep_map) for module in network.modules() if module is not head]
-    handles.append(head.register_forward_hook(keep_head))
+    head, name, watch = _head(network), type(network).__name__, _Watch()
+    handle = head.register_forward_hook(watch.head)
     try:
-        with evaluating(network), context or nullcontext():
+        with evaluating(network), context or nullcontext(), watch:
             scores = network(images)
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()
 
+    f, F, z = watch.f, watch.F, watch.z
     if torch.is_tensor(scores) and not scores.isfinite().all():
         raise ValueError(f"{name}'s scores hold NaN or infinite values; look at the images and at the weights")
-    f, F, z = seen.get("f"), seen.get("F"), seen.get("z")
     pooled = f is not None and z is not None and torch.is_tensor(scores)
     if pooled and z.ndim == 4 and z[0, 0].numel() > 1:
         f = F
         pooled = any(_close(response.mean((2, 3)), scores) for response in (z, z.clamp(min=0)))
     elif pooled:
-        averaged = [maps for maps in (f, f.clamp(min=0)) if _close(maps.mean((2, 3)), F.flatten(1))]
-        pooled = bool(averaged) and _close(z.flatten(1), scores)
-        if pooled:
-            f, z = averaged[0], functional.conv2d(averaged[0], head.weight.flatten(1)[:, :, None, None], head.bias)
-    if not pooled and seen.get("last convolution") == (1, 1):
-        raise ValueError(f"{name}'s last feature maps of images {tuple(images.shape[2:])} are 1x1 and have no positions "
-                         "to tell apart; give larger images")  # fmt: skip
+        pooled = _close(f.mean((2, 3)), F.flatten(1)) and _close(z.flatten(1), scores)
+        z = functional.conv2d(f, head.weight.flatten(1)[:, :, None, None], head.bias) if pooled else None
     if not pooled:
-        raise ValueError(f"{name}: the class scores are not one linear map of globally averaged feature maps, so no "
-                         "class activation map exists (Zhou 2016, section 2); replace the layers after the last "
-                         "convolution by global average pooling and one linear layer, and fine-tune")  # fmt: skip
+        raise ValueError(f"{name}: the class scores for images {tuple(images.shape[2:])} are not one linear map of "
+                         "globally averaged feature maps larger than 1x1, so no class activation map exists (Zhou 2016, "
+                         "section 2). Give larger images, or replace the layers after the last convolution by global "
+                         "average pooling and one linear layer, and fine-tune")  # fmt: skip
     return scores, f, z
 
 
