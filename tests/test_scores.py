@@ -46,10 +46,10 @@ def test_a_confusion_matrix_worked_by_hand():
     assert result["kappa"] == pytest.approx(1 - squared_errors / by_chance)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(10))
 def test_random_confusion_matrices_agree_with_the_definitions(seed):
     rng = np.random.default_rng(seed)
-    confusion = rng.integers(0, rng.integers(2, 30), (5, 5)) + np.eye(5, dtype=int)
+    confusion = rng.integers(0, rng.integers(2, 9), (5, 5)) + np.eye(5, dtype=int)
     probabilities, grades = answers(confusion, seed)
     result = scores.grading(torch.tensor(probabilities), torch.tensor(grades))
     counts = confusion.sum(1)
