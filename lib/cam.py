@@ -84,9 +84,9 @@ def forward(network, images, context=None):
         z = functional.conv2d(f, head.weight.flatten(1)[:, :, None, None], head.bias) if pooled else None
     if not pooled:
         raise ValueError(f"{name}: the class scores for images {tuple(images.shape[2:])} are not one linear map of "
-                         "globally averaged feature maps larger than 1x1, so no class activation map exists (Zhou 2016, "
-                         "section 2). Give larger images, or replace the layers after the last convolution by global "
-                         "average pooling and one linear layer, and fine-tune")  # fmt: skip
+                         "globally averaged feature maps larger than 1x1, so no class activation map exists "
+                         "(Zhou 2016, section 2). Give larger images, or replace the layers after the last convolution "
+                         "by global average pooling and one linear layer, and fine-tune")  # fmt: skip
     return scores, f, z
 
 

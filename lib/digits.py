@@ -48,7 +48,8 @@ def _mnist(part):
 def scenes(dataset, part, count, seed, size=64, clutter=8):
     """Cluttered scenes with one whole digit at a random place, labelled with the digit only.
 
-    The clutter is `clutter` pieces of 9x9 pixels cut from other digits of the same part. Returns images
+    The clutter is `clutter` pieces of 9x9 pixels cut from digits of the same part; the digit's frame of 28x28 pixels
+    is clear of it. Returns images
     (count, 1, size, size) float32 in [0, 1], labels (count,) int64 and, for scoring alone, boxes (count, 4) int64
     (x0, y0, x1, y1), x1 and y1 exclusive, tight around the digit's pixels above a tenth of full ink.
     Raises ValueError where `size` leaves no room for a digit of 28x28.
@@ -63,7 +64,7 @@ def scenes(dataset, part, count, seed, size=64, clutter=8):
         for _ in range(clutter):
             piece = images[rng.integers(len(images))]
             row, column = rng.integers(4, 15, size=2)
-            y, x = rng.integers(0, size - 9, size=2)
+            y, x = rng.integers(0, size - 8, size=2)
             patch = scene[y : y + 9, x : x + 9]
             np.maximum(patch, piece[row : row + 9, column : column + 9], out=patch)
         digit = images[subject]

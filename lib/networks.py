@@ -1,6 +1,19 @@
-"""All-convolutional networks that end as CLEAR wants it: one kernel for each class, then global average pooling."""
+"""All-convolutional networks that end as CLEAR wants it, and torchvision's networks with their ImageNet weights.
 
+The all-convolutional networks have one kernel for each class in the last layer, then global average pooling.
+"""
+
+import socket
+import threading
+from pathlib import Path
+from urllib.request import urlopen
+
+import torch
+from safetensors.torch import load_file
 from torch import nn
+from torchvision import models
+
+from lib import paths
 
 
 class AllConvNet(nn.Module):
@@ -40,3 +53,63 @@ class RadiomicSequencer(AllConvNet):
     def sequence(self, images):
         """The radiomic sequence s (B, channels[-1]): the activation before the last convolution, averaged over x, y."""
         return self.features(images).mean((2, 3))
+
+
+def imagenet(architecture, weights=""):
+    """torchvision's `architecture` with ImageNet weights, in evaluation mode, and where the weights came from.
+
+    weights  the path of a state_dict (.safetensors, or as torch.save writes it); empty for
+             imagenet/<architecture>.safetensors in the data sets' folder, else torchvision's own download
+    Raises ValueError for an unknown architecture and for weights that do not fit it, FileNotFoundError for a path that
+    is not there, ConnectionError where none is given or found and the network is silent for 10 s.
+    """
+    if architecture not in models.list_models(module=models):
+        raise ValueError(f"torchvision has no classification network {architecture!r}; try squeezenet1_1 or resnet18")
+    path = Path(weights).expanduser() if weights else paths.dataset(f"imagenet/{architecture}.safetensors")
+    if not path.exists() and not weights:
+        return _downloaded(architecture), "torchvision's download"
+    if not path.exists():
+        raise FileNotFoundError(f"no weights at {path}; leave `weights` empty to have them searched for and downloaded")
+    options = {"transform_input": True, "init_weights": False} if architecture in ("googlenet", "inception_v3") else {}
+    network, state = models.get_model(architecture, weights=None, **options), {}
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        network.load_state_dict(state)
+    except Exception as error:
+        found, expected = (", ".join(map(str, list(keys)[:3])) for keys in (state, network.state_dict()))
+        raise ValueError(f"{path.name} does not fit {architecture} ({type(error).__name__}): it holds "
+                         f"{found or 'nothing readable'}, ... instead of {expected}, ...") from error  # fmt: skip
+    return network.eval(), path.name
+
+
+def _downloaded(architecture):
+    source, answer, timeout = next(iter(models.get_model_weights(architecture))), [], socket.getdefaulttimeout()
+
+    def ask():
+        try:
+            urlopen(source.url, timeout=10).close()
+            answer.append(None)
+        except Exception as error:
+            answer.append(error)
+
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(source.url).name
+    try:
+        if not cached.exists():
+            thread = threading.Thread(target=ask, daemon=True)
+            thread.start()
+            thread.join(10)
+            if answer != [None]:
+                raise answer[0] if answer else TimeoutError("no answer for 10 s")
+        socket.setdefaulttimeout(10)
+        return models.get_model(architecture, weights=source, progress=False).eval()
+    except Exception as error:
+        raise ConnectionError(
+            f"no ImageNet weights for {architecture} on disk, {type(error).__name__} from the network. To get them:\n"
+            f"1. download {source.url}\n"
+            "2. put the file into checkpoints/ in the folder torch.hub.get_dir() names, often ~/.cache/torch/hub\n"
+            f"3. or give its path as `weights`, or save it as imagenet/{architecture}.safetensors where "
+            "COMPANION_DATASETS points\n"
+            "4. run this notebook again"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(timeout)
