@@ -179,17 +179,17 @@ def split(table, test_share, seed):
     try:
         rest, test = train_test_split(worst, test_size=test_share, stratify=worst, random_state=seed)
         train, val = train_test_split(rest, test_size=VALIDATION_SHARE, stratify=rest, random_state=seed)
-        lacking = any(set(part) != set(worst) for part in (train, val, test))
+        parts = {patient: part for part, who in zip(PARTS, (train, val, test), strict=True) for patient in who.index}
     except ValueError:
-        lacking = True
-    if lacking:
+        parts = {}
+    part = table["patient"].map(parts)
+    if any(set(table["grade"][part == name]) != set(table["grade"]) for name in PARTS):
         counts = ", ".join(f"{n} of grade {grade}" for grade, n in worst.value_counts().sort_index().items())
         raise ValueError(
             f"{counts} are too few patients for training, validation and test parts that each hold every grade at "
             f"test_share={test_share}. Add photographs of the rarest grade, or raise test_share."
         )
-    parts = {patient: part for part, who in zip(PARTS, (train, val, test), strict=True) for patient in who.index}
-    return table["patient"].map(parts)
+    return part
 
 
 def fingerprint(raw):

@@ -191,6 +191,16 @@ def test_both_eyes_of_a_patient_are_on_one_side(raw, tmp_path):
     assert worst.value_counts().sort_index().tolist() == [4, 2, 2, 1, 1]
 
 
+def test_patients_with_a_rare_worse_eye_can_be_split_when_every_part_holds_every_grade(raw, tmp_path):
+    """Three patients have grade 0 in both eyes, too few for a tenth of a tenth; left eyes of grade 0 are plenty."""
+    table = labels(raw)
+    right = [0 if patient < 3 else 1 + patient % 4 for patient in range(100)]
+    table["level"] = [grade for worse in right for grade in (0, worse)]
+    table.to_csv(raw / "trainLabels.csv", index=False)
+    manifest = pd.read_csv(fundus.prepare(raw, tmp_path / "out", 32, eye="both") / "manifest.csv")
+    assert (pd.crosstab(manifest["part"], manifest["grade"]) > 0).all(axis=None)
+
+
 def test_the_left_eye_is_another_data_set(raw, tmp_path):
     manifest = pd.read_csv(fundus.prepare(raw, tmp_path / "out", 32, eye="left") / "manifest.csv")
     assert manifest["image"].str.endswith("_left").all() and len(manifest) == 100
