@@ -15,6 +15,8 @@ from torchvision import models
 
 from lib import paths
 
+SILENCE = 10  # seconds without an answer after which there is no network
+
 
 class AllConvNet(nn.Module):
     """Convolution-ReLU-max-pool blocks, a last 1x1 convolution with one kernel for each class, global average pooling.
@@ -87,7 +89,7 @@ def _downloaded(architecture):
 
     def ask():
         try:
-            urlopen(source.url, timeout=10).close()
+            urlopen(source.url, timeout=SILENCE).close()
             answer.append(None)
         except Exception as error:
             answer.append(error)
@@ -97,10 +99,10 @@ def _downloaded(architecture):
         if not cached.exists():
             thread = threading.Thread(target=ask, daemon=True)
             thread.start()
-            thread.join(10)
+            thread.join(SILENCE)
             if answer != [None]:
-                raise answer[0] if answer else TimeoutError("no answer for 10 s")
-        socket.setdefaulttimeout(10)
+                raise answer[0] if answer else TimeoutError(f"no answer for {SILENCE} s")
+        socket.setdefaulttimeout(SILENCE)
         return models.get_model(architecture, weights=source, progress=False).eval()
     except Exception as error:
         raise ConnectionError(
