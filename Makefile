@@ -27,9 +27,9 @@ lab: .venv/.ready
 
 clean:
 	rm -rf build .pytest_cache .ruff_cache *.egg-info
-	rm -rf data/raw/phantom data/prepared/phantom-* data/sequencers
+	rm -rf data/raw/phantom data/prepared/phantom-* data/sequencers/*-bundled data/sequencers/*-smoke
 	find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -print0 | xargs -0 rm -rf
-	@echo "Kept: .venv, and downloads and what was prepared from them in data/raw and data/prepared."
+	@echo "Kept: .venv, downloads, and what was prepared from them or trained on them, in data/."
 
 .venv/.ready: requirements.lock pyproject.toml
 	@for python in $(PYTHON) python3.13 python3.12 python3.11; do \

@@ -247,12 +247,13 @@ def run(profile, chosen, timeout):
             failed.append(notebook[:2])
             rows[notebook] = f"      -  not run: needs {' and '.join(needed)}"
             continue
-        tqdm.write(f"{notebook} ...")
+        tqdm.write(f"{notebook} ...", file=sys.stderr)
         try:
             error = execute(notebook, chosen[notebook], timeout)
         except KeyboardInterrupt:
             rest = " ".join(name[:2] for name in chosen if name not in rows)
             tqdm.write(f"\nStopped in {notebook}. To go on from there: the same command with --only {rest}")
+            tqdm.write(f'(with make: make run ARGS="--only {rest}")')
             return 130
         if error:
             failed.append(notebook[:2])

@@ -41,13 +41,13 @@ def shelf(tmp_path, monkeypatch):
 
 
 def write(name, *cells, declared=DECLARED, numbers='{"epochs": epochs}'):
-    """A notebook in the usual form; `cells` stand between `begin` and `run.finish`; numbers=None leaves that out."""
-    begin = (
+    """A notebook in the usual form with `cells` before `run.finish`; numbers=None leaves out begin and finish."""
+    folder = (
         f"from pathlib import Path\nfrom lib import companion, paths\npaths.NOTEBOOKS = Path({str(paths.NOTEBOOKS)!r})"
     )
-    sources = [declared, f"{begin}\nrun = companion.begin({name!r}, globals())", *cells]
-    if numbers:
-        sources.append(f'run.finish({numbers}, data="none", weights="none")')
+    begin = f"{folder}\nrun = companion.begin({name!r}, globals())"
+    finish = f'run.finish({numbers}, data="none", weights="none")'
+    sources = [declared, begin, *cells, finish] if numbers else [declared, *cells]
     code = [nbformat.v4.new_code_cell(source) for source in sources]
     code[0].metadata["tags"] = ["parameters"]
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(f"# {name}"), *code])
@@ -271,14 +271,14 @@ def test_a_failing_cell_is_named_its_notebook_kept_and_what_needs_it_is_not_run(
 
 @pytest.mark.slow
 def test_a_slow_cell_a_dead_kernel_and_a_missing_finish_are_failures(shelf, capsys):
-    write("01_x", "import time\ntime.sleep(60)")
-    write("02_x", "import os\nos.kill(os.getpid(), 9)")
-    write("03_x", numbers=None)
-    assert companion.main(["run", "--timeout", "15"]) == 1
+    write("01_x", "import time\ntime.sleep(300)", numbers=None)
+    write("02_x", "import os\nos.kill(os.getpid(), 9)", numbers=None)
+    write("03_x", "done = True", numbers=None)
+    assert companion.main(["run", "--timeout", "10"]) == 1
     said = capsys.readouterr().err
-    assert "01_x failed in cell [4] `import time`\nit took longer than 15 s" in said
-    assert "02_x failed in cell [4] `import os`\nthe kernel died" in said
-    assert "03_x failed in cell [3] `from pathlib import Path`\nit ended without run.finish" in said
+    assert "01_x failed in cell [3] `import time`\nit took longer than 10 s" in said
+    assert "02_x failed in cell [3] `import os`\nthe kernel died" in said
+    assert "03_x failed in cell [3] `done = True`\nit ended without run.finish" in said
 
 
 @pytest.mark.slow

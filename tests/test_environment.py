@@ -123,9 +123,21 @@ def test_make_takes_a_newer_python_by_name_when_python3_is_too_old(checkout):
     assert "Setting up .venv with python3.12" in said.stdout and "called with -m venv .venv" in said.stdout
 
 
-def test_make_clean_keeps_the_environment_downloads_and_what_was_prepared_from_them(checkout):
-    gone = ["build/a", "data/raw/phantom/a", "data/prepared/phantom-128/a", "lib/__pycache__/a"]
-    kept = [".venv/lib/__pycache__/a", "data/raw/eyepacs/a", "data/prepared/eyepacs-512/a", "data/recorded/a"]
+def test_make_clean_keeps_the_environment_downloads_and_what_was_made_from_them(checkout):
+    gone = [
+        "build/a",
+        "data/raw/phantom/a",
+        "data/prepared/phantom-128/a",
+        "data/sequencers/x-bundled/a",
+        "lib/__pycache__/a",
+    ]
+    kept = [
+        ".venv/lib/__pycache__/a",
+        "data/sequencers/x-eyepacs/a",
+        "data/raw/eyepacs/a",
+        "data/prepared/eyepacs-512/a",
+        "data/recorded/a",
+    ]
     for name in (*gone, *kept):
         (checkout / name).parent.mkdir(parents=True, exist_ok=True)
         (checkout / name).touch()
