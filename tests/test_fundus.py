@@ -81,6 +81,7 @@ def contents(folder):
         {"level": 30},
         {"noise": 4, "black": 8},
         {"level": 60, "noise": 3, "black": 5},
+        {"level": 60, "noise": 8, "black": 25},
         {"rim": 0.35},
         {"width": 480, "x": 100, "radius": 60},
         {"radius": 150, "x": 160},
@@ -88,7 +89,18 @@ def contents(folder):
         {"height": 181, "width": 181, "x": 90, "y": 90},
         {"height": 900, "width": 1200, "x": 640, "y": 450, "radius": 400, "noise": 3, "black": 4},
     ],
-    ids=["plain", "off centre", "dark", "noisy", "dark and noisy", "dark rim", "small", "cut", "cut off centre"]
+    ids=[
+        "plain",
+        "off centre",
+        "dark",
+        "noisy",
+        "dark and noisy",
+        "very noisy",
+        "dark rim",
+        "small",
+        "cut",
+        "cut off centre",
+    ]
     + ["tight", "large"],
 )
 def test_the_crop_box_is_the_box_of_the_disc(settings):
