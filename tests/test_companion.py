@@ -321,7 +321,8 @@ def test_ctrl_c_stops_the_kernel_says_how_to_go_on_and_exits_with_130(shelf):
     said, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "Stopped in 02_x" in said and "--only 02 03" in said
-    assert "Traceback" not in errors and "\r" not in errors
+    assert "companion.py" not in errors, errors  # the kernel may have last words, the command must not
+    assert "\r" not in errors
     assert record("01_x")["numbers"] == {"epochs": 3}
     assert not (paths.BUILD / "bundled" / "metrics" / "02_x.json").exists()
     with pytest.raises(ProcessLookupError):
