@@ -79,6 +79,7 @@ def checkout(tmp_path):
         os.utime(tmp_path / name, (1e9, 1e9))
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv" / ".ready").touch()
+    os.utime(tmp_path / ".venv" / ".ready", (1.1e9, 1.1e9))
     return tmp_path
 
 
@@ -128,7 +129,8 @@ def test_make_clean_keeps_the_environment_downloads_and_what_was_made_from_them(
         "build/a",
         "data/raw/phantom/a",
         "data/prepared/phantom-128/a",
-        "data/sequencers/x-bundled/a",
+        "data/sequencers/phantom/a",
+        "data/sequencers/x-smoke/a",
         "lib/__pycache__/a",
     ]
     kept = [
