@@ -23,6 +23,9 @@ class AllConvNet(nn.Module):
 
     Takes images (B, in_channels, H, W), returns scores (B, classes): S_c = mean_{x,y} z_L^c(x, y). All convolutions
     but the last are 3x3 and keep the size; every block but the last halves it. `channels` are the blocks' kernels.
+
+    The class kernels start at zero. Cross-entropy never sees what is added to all scores alike, so what a random start
+    adds is never taken away, and CLEAR would show it as a response to whatever is in every image: the frame, the rim.
     """
 
     def __init__(self, classes=10, in_channels=1, channels=(32, 64, 96)):
@@ -37,6 +40,7 @@ class AllConvNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
                 nn.init.zeros_(module.bias)
+        nn.init.zeros_(self.head.weight)
 
     def forward(self, images):
         return self.head(self.features(images)).mean((2, 3))

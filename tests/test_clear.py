@@ -12,6 +12,14 @@ from lib import clear
 from lib.networks import AllConvNet
 
 
+def random_network(*arguments):
+    """An AllConvNet whose class kernels, too, are random and respond somewhere."""
+    network = AllConvNet(*arguments)
+    nn.init.normal_(network.head.weight)
+    nn.init.normal_(network.head.bias, mean=1)
+    return network
+
+
 class Tiny(nn.Module):
     """1x1 convolutions on a 1x2 image, so that every number below can be followed by hand."""
 
@@ -114,10 +122,8 @@ def transcribed(network, x, c, relu):
 def test_random_networks_agree_with_a_literal_transcription_of_equation_3(relu):
     for seed in range(3):
         torch.manual_seed(seed)
-        network = AllConvNet(classes=4, in_channels=3, channels=(5, 6, 7)).double()
-        network.head.bias.data.normal_()
+        network = random_network(4, 3, (5, 6, 7)).double()
         images = torch.randn(2, 3, 16, 24, dtype=torch.float64)
-        network.head.bias.data.add_(1)  # so that every class kernel responds somewhere
         _, responses = clear.attentive_responses(network, images, relu)
         for c in range(4):
             with torch.no_grad():
@@ -144,7 +150,7 @@ class HalfSquare(nn.Module):
 )
 def test_deconvnet_guided_and_gated_agree_with_captum(relu, method):
     torch.manual_seed(1)
-    network = AllConvNet(classes=3, in_channels=2, channels=(4, 5, 6)).double().eval()
+    network = random_network(3, 2, (4, 5, 6)).double().eval()
     images = torch.randn(2, 2, 16, 16, dtype=torch.float64)
     _, responses = clear.attentive_responses(network, images, relu)
     for c in range(3):
@@ -235,7 +241,7 @@ def test_the_network_is_left_as_it_was_also_when_something_raises(relu):
 
 def test_it_works_without_gradients_and_returns_none():
     torch.manual_seed(5)
-    network, images = AllConvNet(classes=3), torch.rand(2, 1, 28, 28)
+    network, images = random_network(3), torch.rand(2, 1, 28, 28)
     expected = clear.attentive_responses(network, images)
     with torch.no_grad():
         found = clear.attentive_responses(network, images)
@@ -245,7 +251,7 @@ def test_it_works_without_gradients_and_returns_none():
 
 def test_scores_and_order_of_the_classes():
     torch.manual_seed(6)
-    network, images = AllConvNet(classes=5), torch.rand(3, 1, 28, 28)
+    network, images = random_network(5), torch.rand(3, 1, 28, 28)
     scores, responses = clear.attentive_responses(network, images)
     torch.testing.assert_close(scores, network(images).detach())
     _, chosen = clear.attentive_responses(network, images, classes=[4, 1])

@@ -31,7 +31,7 @@ def built(kind, *arguments, seed=0):
     torch.manual_seed(seed)
     network = kind(*arguments)
     for name, value in network.named_parameters():
-        if name.endswith("bias"):
+        if name.endswith("bias") or name.startswith("head"):
             torch.nn.init.normal_(value, std=0.3)
     return network.requires_grad_(False)
 
@@ -102,9 +102,11 @@ def test_the_configuration_rebuilds_the_network(network):
     assert torch.equal(again(images), network(images))
 
 
-def test_kernels_start_with_the_deviation_of_he_and_biases_at_zero():
+def test_kernels_start_with_the_deviation_of_he_and_biases_and_class_kernels_at_zero():
     torch.manual_seed(0)
-    for layer in [module for module in AllConvNet().modules() if isinstance(module, torch.nn.Conv2d)]:
+    network = AllConvNet()
+    assert not network.head.weight.any() and not network.head.bias.any()
+    for layer in [module for module in network.features if isinstance(module, torch.nn.Conv2d)]:
         inputs = layer.in_channels * layer.kernel_size[0] * layer.kernel_size[1]
         tolerance = 4 / np.sqrt(2 * layer.weight.numel())
         assert layer.weight.std().item() == pytest.approx(np.sqrt(2 / inputs), rel=tolerance)
