@@ -2,6 +2,7 @@
 
 import copy
 import socket
+import threading
 import time
 from types import SimpleNamespace
 from urllib.error import URLError
@@ -300,3 +301,12 @@ def test_a_server_that_accepts_and_stays_silent_counts_as_no_network(nowhere, mo
         with pytest.raises(ConnectionError, match="TimeoutError"):
             networks.imagenet("squeezenet1_1")
         assert time.perf_counter() - started < 5 and socket.getdefaulttimeout() == before
+
+
+def test_a_look_up_of_the_name_that_hangs_counts_as_no_network(nowhere, monkeypatch):
+    monkeypatch.setattr(networks, "urlopen", lambda *_, **__: threading.Event().wait(8))
+    monkeypatch.setattr(networks, "SILENCE", 0.1)
+    started = time.perf_counter()
+    with pytest.raises(ConnectionError, match="TimeoutError"):
+        networks.imagenet("squeezenet1_1")
+    assert time.perf_counter() - started < 5
