@@ -130,7 +130,7 @@ def test_make_clean_keeps_the_environment_downloads_and_what_was_made_from_them(
         "data/raw/phantom/a",
         "data/prepared/phantom-128/a",
         "data/sequencers/phantom/a",
-        "data/sequencers/x-smoke/a",
+        "data/sequencers/x-smoke.1/a",
         "lib/__pycache__/a",
     ]
     kept = [
