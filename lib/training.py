@@ -36,7 +36,7 @@ def fit(network, train, val, out, *, epochs, batch_size=32, learning_rate=3e-3, 
     settings |= {"network": type(network).__name__, "train": len(train), "val": len(val), **(config or {})}
     _claim(out, settings)
 
-    network.to(device)
+    network.to(device, memory_format=torch.channels_last)
     optimiser = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=1e-4)
     steps = -(-len(train) // batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=epochs * steps)
@@ -76,7 +76,7 @@ def fit(network, train, val, out, *, epochs, batch_size=32, learning_rate=3e-3, 
 
     network.eval()
     table = pd.DataFrame(history)
-    _write(out / "weights.safetensors", lambda path: save_file(network.state_dict(), path))
+    _write(out / "weights.safetensors", lambda path: save_file(_contiguous(network), path))
     _write(out / "history.csv", lambda path: table.to_csv(path, index=False))
     _write(out / "metrics.json", lambda path: path.write_text(json.dumps(history[-1], indent=1)))
     return table
@@ -109,13 +109,18 @@ def _one_epoch(network, batches, optimiser, schedule, device):
     network.train()
     total = 0.0
     for images, labels in batches:
-        loss = functional.cross_entropy(network(images.to(device)), labels.to(device))
+        images = images.to(device, memory_format=torch.channels_last)
+        loss = functional.cross_entropy(network(images), labels.to(device))
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
         schedule.step()
         total += loss.item() * len(labels)
     return total / len(batches.dataset)
+
+
+def _contiguous(network):
+    return {name: value.contiguous() for name, value in network.state_dict().items()}
 
 
 @torch.no_grad()

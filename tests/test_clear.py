@@ -13,8 +13,14 @@ from lib.networks import AllConvNet
 
 
 def random_network(*arguments):
-    """An AllConvNet whose class kernels, too, are random and respond somewhere."""
+    """An AllConvNet whose class kernels and normalisation, too, are random, and that responds somewhere."""
     network = AllConvNet(*arguments)
+    for layer in network.features:
+        if isinstance(layer, nn.BatchNorm2d):
+            nn.init.normal_(layer.running_mean)
+            nn.init.uniform_(layer.running_var, 0.5, 2)
+            nn.init.normal_(layer.weight)
+            nn.init.normal_(layer.bias)
     nn.init.normal_(network.head.weight)
     nn.init.normal_(network.head.bias, mean=1)
     return network
@@ -95,7 +101,7 @@ def test_each_rule_passes_on_what_the_table_says(relu):
 
 
 def transcribed(network, x, c, relu):
-    """Eq. 3, literally: conv_transpose2d for G, max_unpool2d for U."""
+    """Eq. 3, literally: conv_transpose2d for G, max_unpool2d for U. Batch normalisation scales each kernel."""
     rules = {
         "linear": lambda R, a: R,
         "deconvnet": lambda R, a: R.clamp(min=0),
@@ -103,17 +109,21 @@ def transcribed(network, x, c, relu):
         "guided": lambda R, a: R.clamp(min=0) * (a > 0),
     }
     a, s = [], []
-    convolutions = [layer for layer in network.features if isinstance(layer, nn.Conv2d)]
-    for i, layer in enumerate(convolutions):
+    kernels, biases = [], []
+    for convolution, norm in zip(network.features[0::4], network.features[1::4], strict=True):
+        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+        kernels.append(convolution.weight * scale[:, None, None, None])
+        biases.append(norm.bias - norm.running_mean * scale)
+    for i, (kernel, bias) in enumerate(zip(kernels, biases, strict=True)):
         if i:
             x, where = F.max_pool2d(x, 2, return_indices=True)
             s.append(where)
-        a.append(F.conv2d(x, layer.weight, layer.bias, padding=1))
+        a.append(F.conv2d(x, kernel, bias, padding=1))
         x = a[-1].clamp(min=0)
     z = F.conv2d(x, network.head.weight, network.head.bias)
     R = F.conv_transpose2d(z[:, [c]].clamp(min=0), network.head.weight[[c]])
-    for i in reversed(range(len(convolutions))):
-        R = F.conv_transpose2d(rules[relu](R, a[i]), convolutions[i].weight, padding=1)
+    for i in reversed(range(len(kernels))):
+        R = F.conv_transpose2d(rules[relu](R, a[i]), kernels[i], padding=1)
         R = F.max_unpool2d(R, s[i - 1], 2) if i else R
     return R.sum(1)
 
@@ -253,7 +263,7 @@ def test_scores_and_order_of_the_classes():
     torch.manual_seed(6)
     network, images = random_network(5), torch.rand(3, 1, 28, 28)
     scores, responses = clear.attentive_responses(network, images)
-    torch.testing.assert_close(scores, network(images).detach())
+    torch.testing.assert_close(scores, network.eval()(images).detach())
     _, chosen = clear.attentive_responses(network, images, classes=[4, 1])
     assert torch.equal(chosen, responses[:, [4, 1]])
 

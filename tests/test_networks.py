@@ -11,12 +11,17 @@ from lib.networks import AllConvNet, RadiomicSequencer
 def forward(network, image):
     """Convolution-ReLU-max-pool blocks but for the last pooling, then class kernels: f (K, h, w) and z (N, h, w)."""
     weights = {name: value.double().numpy() for name, value in network.state_dict().items()}
-    layers = sorted({int(name.split(".")[1]) for name in weights if name.startswith("features")})
+    layers = range(0, 4 * len(network.config["channels"]), 4)
     f = image.double().numpy()
     for layer in layers:
-        kernels, biases = weights[f"features.{layer}.weight"], weights[f"features.{layer}.bias"]
-        z = [sum(map(same, f, kernel)) + bias for kernel, bias in zip(kernels, biases, strict=True)]
-        f = np.maximum(z, 0)
+        z = np.array([sum(map(same, f, kernel)) for kernel in weights[f"features.{layer}.weight"]])
+        norm = {
+            name: weights[f"features.{layer + 1}.{name}"] for name in ("running_mean", "running_var", "weight", "bias")
+        }
+        gain, bias, mean, variance = (
+            norm[name][:, None, None] for name in ("weight", "bias", "running_mean", "running_var")
+        )
+        f = np.maximum((z - mean) / np.sqrt(variance + 1e-5) * gain + bias, 0)
         if layer != layers[-1]:
             _, height, width = f.shape
             f = f[:, : height // 2 * 2, : width // 2 * 2].reshape(len(f), height // 2, 2, width // 2, 2).max((2, 4))
@@ -33,7 +38,12 @@ def built(kind, *arguments, seed=0):
     for name, value in network.named_parameters():
         if name.endswith("bias") or name.startswith("head"):
             torch.nn.init.normal_(value, std=0.3)
-    return network.requires_grad_(False)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.normal_(module.running_mean)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+            torch.nn.init.uniform_(module.weight, 0.5, 2)
+    return network.requires_grad_(False).eval()
 
 
 @pytest.mark.parametrize(
@@ -66,18 +76,18 @@ def test_parameters_counted_by_hand():
     def count(network):
         return sum(p.numel() for p in network.parameters())
 
-    assert count(AllConvNet()) == (1 * 9 + 1) * 32 + (32 * 9 + 1) * 64 + (64 * 9 + 1) * 96 + (96 + 1) * 10 == 75_178
-    blocks = (3 * 9 + 1) * 16 + (16 * 9 + 1) * 32 + (32 * 9 + 1) * 48 + (48 * 9 + 1) * 64 + (64 * 9 + 1) * 96
-    assert count(RadiomicSequencer()) == blocks + (96 + 1) * 5 == 102_549
+    assert count(AllConvNet()) == (1 * 9 + 2) * 32 + (32 * 9 + 2) * 64 + (64 * 9 + 2) * 96 + (96 + 1) * 10 == 75_370
+    blocks = (3 * 9 + 2) * 16 + (16 * 9 + 2) * 32 + (32 * 9 + 2) * 48 + (48 * 9 + 2) * 64 + (64 * 9 + 2) * 96
+    assert count(RadiomicSequencer()) == blocks + (96 + 1) * 5 == 102_805
 
 
 @pytest.mark.parametrize("size", [(28, 28), (29, 31), (4, 7), (5, 64)])
 def test_every_block_but_the_last_halves_the_map_and_any_size_has_its_scores(size):
-    network = AllConvNet()
+    network = AllConvNet().eval()
     images = torch.zeros(2, 1, *size)
     assert network.features(images).shape == (2, 96, size[0] // 4, size[1] // 4)
     assert network(images).shape == (2, 10)
-    assert RadiomicSequencer()(torch.zeros(1, 3, 16 + size[0], 16 + size[1])).shape == (1, 5)
+    assert RadiomicSequencer().eval()(torch.zeros(1, 3, 16 + size[0], 16 + size[1])).shape == (1, 5)
 
 
 @pytest.mark.parametrize(("kind", "shape"), [(AllConvNet, (1, 28, 28)), (RadiomicSequencer, (3, 32, 32))])
@@ -97,7 +107,7 @@ def test_the_last_convolution_has_one_kernel_a_class(kind, shape):
 @pytest.mark.parametrize("network", [built(AllConvNet, 3, 2, (4, 6)), built(RadiomicSequencer, 5, 1, (2, 3, 4))])
 def test_the_configuration_rebuilds_the_network(network):
     again = type(network)(**network.config)
-    again.load_state_dict(network.state_dict())
+    again.eval().load_state_dict(network.state_dict())
     images = torch.randn(2, network.config["in_channels"], 16, 16)
     assert torch.equal(again(images), network(images))
 
@@ -110,4 +120,4 @@ def test_kernels_start_with_the_deviation_of_he_and_biases_and_class_kernels_at_
         inputs = layer.in_channels * layer.kernel_size[0] * layer.kernel_size[1]
         tolerance = 4 / np.sqrt(2 * layer.weight.numel())
         assert layer.weight.std().item() == pytest.approx(np.sqrt(2 / inputs), rel=tolerance)
-        assert not layer.bias.any()
+        assert layer.bias is None
