@@ -14,7 +14,7 @@ from lib.networks import AllConvNet
 
 def random_network(*arguments):
     """An AllConvNet whose class kernels and normalisation, too, are random, and that responds somewhere."""
-    network = AllConvNet(*arguments)
+    network = AllConvNet(*arguments, normalised=True)
     for layer in network.features:
         if isinstance(layer, nn.BatchNorm2d):
             nn.init.normal_(layer.running_mean)

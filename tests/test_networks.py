@@ -11,21 +11,27 @@ from lib.networks import AllConvNet, RadiomicSequencer
 def forward(network, image):
     """Convolution-ReLU-max-pool blocks but for the last pooling, then class kernels: f (K, h, w) and z (N, h, w)."""
     weights = {name: value.double().numpy() for name, value in network.state_dict().items()}
-    layers = range(0, 4 * len(network.config["channels"]), 4)
+    normalised = isinstance(network, RadiomicSequencer)
+    layers = range(0, (3 + normalised) * len(network.config["channels"]), 3 + normalised)
     f = image.double().numpy()
     for layer in layers:
         z = np.array([sum(map(same, f, kernel)) for kernel in weights[f"features.{layer}.weight"]])
-        norm = {
-            name: weights[f"features.{layer + 1}.{name}"] for name in ("running_mean", "running_var", "weight", "bias")
-        }
-        gain, bias, mean, variance = (
-            norm[name][:, None, None] for name in ("weight", "bias", "running_mean", "running_var")
+        z = (
+            norm(z, weights, f"features.{layer + 1}")
+            if normalised
+            else z + weights[f"features.{layer}.bias"][:, None, None]
         )
-        f = np.maximum((z - mean) / np.sqrt(variance + 1e-5) * gain + bias, 0)
+        f = np.maximum(z, 0)
         if layer != layers[-1]:
             _, height, width = f.shape
             f = f[:, : height // 2 * 2, : width // 2 * 2].reshape(len(f), height // 2, 2, width // 2, 2).max((2, 4))
     return f, np.einsum("nk,khw->nhw", weights["head.weight"][:, :, 0, 0], f) + weights["head.bias"][:, None, None]
+
+
+def norm(z, weights, name):
+    names = ("running_mean", "running_var", "weight", "bias")
+    mean, variance, gain, bias = (weights[f"{name}.{statistic}"][:, None, None] for statistic in names)
+    return (z - mean) / np.sqrt(variance + 1e-5) * gain + bias
 
 
 def same(map, kernel):
@@ -76,7 +82,7 @@ def test_parameters_counted_by_hand():
     def count(network):
         return sum(p.numel() for p in network.parameters())
 
-    assert count(AllConvNet()) == (1 * 9 + 2) * 32 + (32 * 9 + 2) * 64 + (64 * 9 + 2) * 96 + (96 + 1) * 10 == 75_370
+    assert count(AllConvNet()) == (1 * 9 + 1) * 32 + (32 * 9 + 1) * 64 + (64 * 9 + 1) * 96 + (96 + 1) * 10 == 75_178
     blocks = (3 * 9 + 2) * 16 + (16 * 9 + 2) * 32 + (32 * 9 + 2) * 48 + (48 * 9 + 2) * 64 + (64 * 9 + 2) * 96
     assert count(RadiomicSequencer()) == blocks + (96 + 1) * 5 == 102_805
 
@@ -115,9 +121,9 @@ def test_the_configuration_rebuilds_the_network(network):
 def test_kernels_start_with_the_deviation_of_he_and_biases_and_class_kernels_at_zero():
     torch.manual_seed(0)
     network = AllConvNet()
-    assert not network.head.weight.any() and not network.head.bias.any()
+    assert not network.head.weight.any()
+    assert not any(module.bias.any() for module in network.modules() if isinstance(module, torch.nn.Conv2d))
     for layer in [module for module in network.features if isinstance(module, torch.nn.Conv2d)]:
         inputs = layer.in_channels * layer.kernel_size[0] * layer.kernel_size[1]
         tolerance = 4 / np.sqrt(2 * layer.weight.numel())
         assert layer.weight.std().item() == pytest.approx(np.sqrt(2 / inputs), rel=tolerance)
-        assert layer.bias is None
