@@ -17,7 +17,9 @@ from lib import figures
 
 @pytest.fixture(autouse=True)
 def as_it_was():
-    with matplotlib.rc_context({"image.interpolation": "nearest", "image.resample": False}):
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # another test may have called figures.style()
+        plt.rcParams.update({"image.interpolation": "nearest", "image.resample": False})
         yield
     plt.close("all")
 
