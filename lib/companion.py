@@ -16,6 +16,7 @@ import sys
 import time
 import tomllib
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 
 import numpy as np
@@ -65,10 +66,11 @@ def begin(notebook, namespace):
     papermill passed and the notebook does not declare, for a value that is not of the declared type, for a
     profile that is not a plain folder name, and for a seed outside [0, 2**32).
     """
-    missing = [name for name in declared(notebook) if name not in namespace]
+    known = declared(notebook)
+    missing = [name for name in known if name not in namespace]
     if missing:
         raise ValueError(f"{', '.join(missing)}: not defined yet. Run the cell with the parameters first.")
-    used = {name: namespace[name] for name in declared(notebook)}
+    used = {name: namespace[name] for name in known}
     passed = next((cell for cell in namespace.get("In", []) if cell.startswith("# Parameters\n")), "")
     names = [line.targets[0].id for line in ast.parse(passed).body]
     check(notebook, used | {name: namespace[name] for name in names})
@@ -128,9 +130,8 @@ class Run:
         folder = paths.BUILD / self.parameters["profile"] / "figures"
         folder.mkdir(parents=True, exist_ok=True)
         for kind in ("png", "pdf"):
-            path = folder / f"{self.notebook[:2]}-{name}.{kind}"
-            figure.savefig(f"{path}.part", format=kind, dpi=150)
-            os.replace(f"{path}.part", path)
+            save = partial(figure.savefig, format=kind, dpi=150)
+            paths.write(folder / f"{self.notebook[:2]}-{name}.{kind}", save)
 
     def skip(self, what, why):
         """Say that a part of the notebook is not run, and why; both end up in the metrics."""
@@ -153,8 +154,7 @@ class Run:
         }  # fmt: skip
         path = metrics(profile, self.notebook)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.with_suffix(".part").write_text(json.dumps(record, indent=2) + "\n")
-        os.replace(path.with_suffix(".part"), path)
+        paths.write(path, lambda beside: beside.write_text(json.dumps(record, indent=2) + "\n"))
         print(f"{len(numbers)} numbers recorded after {seconds} s")
 
 
@@ -227,8 +227,8 @@ def execute(notebook, parameters, timeout):
         cells = [cell for cell in nbformat.read(output, 4).cells if cell.cell_type == "code"]
         code = [cell.source for cell in cells if cell.metadata.papermill.start_time]
         return f"{notebook} failed in cell [{len(code)}] `{code[-1].splitlines()[0]}`\n{error}\nSee {output}"
-    page.with_suffix(".part").write_text(HTMLExporter().from_filename(str(output))[0], encoding="utf-8")
-    os.replace(page.with_suffix(".part"), page)
+    html, _ = HTMLExporter().from_filename(str(output))
+    paths.write(page, lambda beside: beside.write_text(html, encoding="utf-8"))
 
 
 def summary(record):

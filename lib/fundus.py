@@ -23,7 +23,7 @@ from scipy import ndimage
 from sklearn.model_selection import train_test_split
 from tqdm import tqdm
 
-from lib.phantom import LESIONS
+from lib.phantom import read_masks
 
 PARTS = ("train", "val", "test")
 EYES = {"right": ["right"], "left": ["left"], "both": ["left", "right"]}
@@ -282,15 +282,14 @@ class Prepared(torch.utils.data.Dataset):
         manifest = pd.read_csv(self.folder / "manifest.csv").query("part == @part")
         self.names = manifest["image"].tolist()
         self.grades = torch.tensor(manifest["grade"].to_numpy())
-        photographs = np.stack([self._read(f"images/{name}.png") for name in self.names])
+        photographs = np.stack([np.asarray(Image.open(self._path(f"images/{name}.png"))) for name in self.names])
         self.images = torch.from_numpy(photographs).permute(0, 3, 1, 2).contiguous()
 
-    def _read(self, name):
+    def _path(self, name):
         path = self.folder / name
         if not path.exists():
             raise FileNotFoundError(f"{path} is missing. Delete {self.folder} and run {MAKER} again.")
-        with Image.open(path) as image:
-            return np.asarray(image)
+        return path
 
     def __len__(self):
         return len(self.names)
@@ -311,5 +310,4 @@ class Prepared(torch.utils.data.Dataset):
 
     def masks(self, i):
         """Where the lesions of photograph i are, {lesion: bool (H, W)}. Raises FileNotFoundError without masks."""
-        bits = self._read(f"masks/{self.names[i]}.png")
-        return {lesion: (bits >> bit & 1).astype(bool) for bit, lesion in enumerate(LESIONS)}
+        return read_masks(self._path(f"masks/{self.names[i]}.png"))

@@ -30,3 +30,10 @@ def dataset(relative):
     if shelf and (found := (ROOT / shelf).resolve() / relative).exists():
         return found
     return RAW / relative
+
+
+def write(path, write):
+    """Let `write(beside)` write a file beside `path`, then rename it: `path` is whole or as it was before."""
+    beside = path.with_name(f"{path.name}.part")
+    write(beside)
+    os.replace(beside, path)

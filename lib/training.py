@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from torch.utils.data import DataLoader
+
+from lib import paths
 
 
 @torch.random.fork_rng(devices=[])
@@ -72,13 +73,14 @@ def fit(network, train, val, out, *, epochs, batch_size=32, learning_rate=3e-3, 
         row = history[-1]
         print("epoch {epoch:3d}  loss {loss:.3f}  val loss {val_loss:.3f}  accuracy {val_accuracy:.3f}".format(**row))
         states = {name: part.state_dict() for name, part in parts.items()}
-        _write(out / "checkpoint.pt", lambda path, states=states: torch.save(states | {"history": history}, path))
+        paths.write(out / "checkpoint.pt", lambda path, states=states: torch.save(states | {"history": history}, path))
 
     network.eval()
     table = pd.DataFrame(history)
-    _write(out / "weights.safetensors", lambda path: save_file(_contiguous(network), path))
-    _write(out / "history.csv", lambda path: table.to_csv(path, index=False))
-    _write(out / "metrics.json", lambda path: path.write_text(json.dumps(history[-1], indent=1)))
+    weights = {name: value.contiguous() for name, value in network.state_dict().items()}
+    paths.write(out / "weights.safetensors", lambda path: save_file(weights, path))
+    paths.write(out / "history.csv", lambda path: table.to_csv(path, index=False))
+    paths.write(out / "metrics.json", lambda path: path.write_text(json.dumps(history[-1], indent=1)))
     return table
 
 
@@ -94,14 +96,7 @@ def _claim(out, settings):
         out.rename(aside)
         print(f"{out.name} held a run with another configuration, kept as {aside.name}")
     out.mkdir(parents=True, exist_ok=True)
-    _write(out / "config.json", lambda path: path.write_text(json.dumps(settings, indent=1)))
-
-
-def _write(path, write):
-    """Write beside, then rename: `path` is whole or not there."""
-    beside = path.with_name(path.name + ".partial")
-    write(beside)
-    os.replace(beside, path)
+    paths.write(out / "config.json", lambda path: path.write_text(json.dumps(settings, indent=1)))
 
 
 def _one_epoch(network, batches, optimiser, schedule, device):
@@ -117,10 +112,6 @@ def _one_epoch(network, batches, optimiser, schedule, device):
         schedule.step()
         total += loss.item() * len(labels)
     return total / len(batches.dataset)
-
-
-def _contiguous(network):
-    return {name: value.contiguous() for name, value in network.state_dict().items()}
 
 
 @torch.no_grad()

@@ -245,7 +245,7 @@ test_training.fit({str(out)!r})
     folders = os.pathsep.join([str(paths.ROOT), str(paths.ROOT / "tests")])
     killed = subprocess.run([sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": folders})
     assert killed.returncode == -signal.SIGKILL
-    assert set(contents(out)) == {"config.json", "checkpoint.pt", "checkpoint.pt.partial"}
+    assert set(contents(out)) == {"config.json", "checkpoint.pt", "checkpoint.pt.part"}
 
     again = Examples()
     net, table = fit(out, network(seed=1), again)
@@ -386,7 +386,7 @@ def test_load_gives_the_trained_network_ready_to_use_and_its_configuration(undis
 def test_load_names_the_notebook_where_no_training_finished(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere.*04_radiomic_sequencer"):
         training.load(network(), tmp_path / "nowhere", "04_radiomic_sequencer")
-    (tmp_path / "weights.safetensors.partial").write_bytes(b"half")
+    (tmp_path / "weights.safetensors.part").write_bytes(b"half")
     with pytest.raises(FileNotFoundError, match="04_radiomic_sequencer"):
         training.load(network(), tmp_path, "04_radiomic_sequencer")
 
