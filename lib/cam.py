@@ -7,6 +7,7 @@ a linear map gives the class scores S_c = sum_k w_k^c F_k + b_c (the paper leave
 """
 
 import operator
+import warnings
 from contextlib import contextmanager, nullcontext
 
 import numpy as np
@@ -52,6 +53,18 @@ def _head(network):
     return weighted[-1]
 
 
+def check(images):
+    """Raise ValueError for images that are not finite floating point (B, C, H, W); warn where they look like 0..255."""
+    if not (torch.is_tensor(images) and images.ndim == 4 and images.is_floating_point() and images.numel()):
+        got = f"{images.dtype} {tuple(images.shape)}" if torch.is_tensor(images) else type(images).__name__
+        raise ValueError(f"images are {got}; give a floating point tensor (B, C, H, W), none of them 0")
+    low, high = images.aminmax()
+    if not (low.isfinite() and high.isfinite()):
+        raise ValueError(f"images hold NaN or infinite values: they go from {low.item()} to {high.item()}")
+    if low >= 0 and high > 100:
+        warnings.warn(f"images go up to {high.item():g}: normalise them as the network was trained", stacklevel=3)
+
+
 def forward(network, images, context=None):
     """One forward pass, inside `context` if given, that also returns what the class scores were averaged from.
 
@@ -61,9 +74,7 @@ def forward(network, images, context=None):
     ValueError where the scores are not finite or no average of maps larger than 1x1, so where there is no class
     activation map.
     """
-    if not (torch.is_tensor(images) and images.ndim == 4 and images.is_floating_point() and images.numel()):
-        got = f"{images.dtype} {tuple(images.shape)}" if torch.is_tensor(images) else type(images).__name__
-        raise ValueError(f"images are {got}; give a floating point tensor (B, C, H, W)")
+    check(images)
     head, name, watch = _head(network), type(network).__name__, _Watch()
     handle = head.register_forward_hook(watch.head)
     try:
@@ -74,7 +85,9 @@ def forward(network, images, context=None):
 
     f, F, z = watch.f, watch.F, watch.z
     if torch.is_tensor(scores) and not scores.isfinite().all():
-        raise ValueError(f"{name}'s scores hold NaN or infinite values; look at the images and at the weights")
+        broken = [key for key, value in network.state_dict().items() if not value.isfinite().all()]
+        cause = f"its weights {broken[0]} do" if broken else f"{scores.dtype} overflows: are the images normalised?"
+        raise ValueError(f"{name}'s scores hold NaN or infinite values; {cause}")
     pooled = f is not None and z is not None and torch.is_tensor(scores)
     if pooled and z.ndim == 4 and z[0, 0].numel() > 1:
         f = F

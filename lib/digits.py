@@ -1,29 +1,31 @@
-"""Handwritten digits behind one interface: the bundled 8x8 digits, MNIST, and scenes with one digit in clutter."""
+"""Digits behind one interface: the bundled 8x8 digits, MNIST, SVHN, and scenes with one digit in clutter."""
 
 import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch.nn import functional
-from torchvision.datasets import MNIST
+from torchvision.datasets import MNIST, SVHN
 
 from lib import paths
 
-DATASETS = ("digits", "mnist")
+DATASETS = ("digits", "mnist", "svhn")
 
 
 def load(dataset, part):
-    """Images (n, 1, 28, 28) float32 in [0, 1] and labels (n,) int64 of `part`, "train" or "test".
+    """Images (n, C, H, W) float32 in [0, 1] and labels (n,) int64 of `part`, "train" or "test".
 
-    "digits"  scikit-learn's 1,797 bundled 8x8 digits, bilinearly enlarged to 24x24 and framed by 2 black pixels;
-              a stratified fifth of them is the test part
-    "mnist"   MNIST's own 60,000 and 10,000, from `MNIST/raw` in the data sets' folder, else downloaded
-    Raises ValueError for another name or part, RuntimeError where MNIST can be neither found nor downloaded.
+    "digits"  scikit-learn's 1,797 bundled 8x8 digits, bilinearly enlarged to 24x24 and framed by 2 black pixels,
+              (n, 1, 28, 28); a stratified fifth of them is the test part
+    "mnist"   MNIST's own 60,000 and 10,000, (n, 1, 28, 28), from `MNIST/raw` in the data sets' folder, else downloaded
+    "svhn"    street view house numbers, 73,257 and 26,032, (n, 3, 32, 32), from `SVHN/<part>_32x32.mat` there, else
+              downloaded
+    Raises ValueError for another name or part, RuntimeError where data can be neither found nor downloaded.
     """
     if dataset not in DATASETS or part not in ("train", "test"):
         raise ValueError(f"no part {part!r} of {dataset!r}: datasets are {', '.join(DATASETS)}, parts train and test")
-    if dataset == "mnist":
-        return _mnist(part)
+    if dataset != "digits":
+        return _downloadable(dataset, part)
     bundled = load_digits()
     parts = train_test_split(bundled.images, bundled.target, test_size=0.2, stratify=bundled.target, random_state=0)
     images, labels = (parts[0], parts[2]) if part == "train" else (parts[1], parts[3])
@@ -32,17 +34,21 @@ def load(dataset, part):
     return functional.pad(images, (2, 2, 2, 2)), torch.tensor(labels, dtype=torch.int64)
 
 
-def _mnist(part):
-    folder = paths.dataset("MNIST/raw").parents[1]
+def _downloadable(dataset, part):
+    needed = {"mnist": "MNIST/raw", "svhn": f"SVHN/{part}_32x32.mat"}[dataset]
+    path = paths.dataset(needed)
     try:
-        mnist = MNIST(folder, train=part == "train", download=not (folder / "MNIST/raw").exists())
+        if dataset == "mnist":
+            mnist = MNIST(path.parents[1], train=part == "train", download=not path.exists())
+            return mnist.data[:, None].float() / 255, mnist.targets
+        svhn = SVHN(path.parent, part, download=not path.exists())
+        return torch.from_numpy(svhn.data).float() / 255, torch.from_numpy(svhn.labels)
     except (RuntimeError, OSError) as error:
         raise RuntimeError(
-            f"MNIST is neither complete in {folder / 'MNIST/raw'} nor could it be downloaded ({error}). Either (1) set "
-            "COMPANION_DATASETS to a folder that holds MNIST/raw with the four idx files, (2) delete an incomplete "
-            "MNIST/raw and try again with a network, or (3) use dataset='digits', which is bundled."
+            f"{dataset} is neither complete in {path} nor could it be downloaded ({error}). Either (1) set "
+            f"COMPANION_DATASETS to a folder that holds {needed} as torchvision lays it out, (2) delete what is "
+            f"incomplete in {path} and try again with a network, or (3) use dataset='digits', which is bundled."
         ) from error
-    return mnist.data[:, None].float() / 255, mnist.targets
 
 
 def scenes(dataset, part, count, seed, size=64, clutter=8):

@@ -1,7 +1,10 @@
 """How good an answer is, beside what an answer that knows nothing would score."""
 
 import numpy as np
+import torch
 from sklearn import metrics
+
+from lib import cam
 
 
 def grading(probabilities, grades):
@@ -78,3 +81,41 @@ def iou(a, b):
     if min(area) <= 0:
         raise ValueError(f"boxes {tuple(a)} and {tuple(b)}: x1 > x0 and y1 > y0 are needed")
     return float(both / (sum(area) - both))
+
+
+def strong(response, threshold):
+    """Where a response (B, H, W) is strong: positive and at least `threshold` x its image's maximum, as bool.
+
+    CLEAR's Table 1 speaks of strong features and does not say above which level. Raises ValueError for a threshold
+    outside [0, 1] and for a response with NaN.
+    """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold is {threshold}; give a share of the maximum, 0 <= threshold <= 1")
+    if response.isnan().any():
+        raise ValueError("the response holds NaN; look at the network's weights and the images")
+    return (response > 0) & (response >= threshold * response.amax((1, 2), keepdim=True))
+
+
+def as_many_at_random(mask, generator):
+    """A mask that is true in as many pixels of each image as `mask` (B, H, W), drawn at random: the control."""
+    rank = torch.rand(mask.shape, generator=generator).flatten(1).argsort(1).argsort(1)
+    return (rank < mask.flatten(1).sum(1, keepdim=True)).view(mask.shape)
+
+
+@torch.no_grad()
+def accuracy_with_and_without(network, images, labels, mask, patch, batch_size=256):
+    """Accuracy with only what lies in `mask`, and without it (Kumar 2017, Table 1); everything else becomes `patch`.
+
+    images (B, C, H, W), labels (B,), mask (B, H, W) bool, all on the CPU; `patch` is the value of what is taken away:
+    the background for MNIST, grey for SVHN. Returns two numbers in [0, 1]. Raises ValueError where shapes do not fit.
+    """
+    if mask.shape != images[:, 0].shape or len(labels) != len(images):
+        raise ValueError(f"mask {tuple(mask.shape)} and labels {tuple(labels.shape)} do not fit images "
+                         f"{tuple(images.shape)}: give (B, H, W) and (B,)")  # fmt: skip
+    device, right = next(network.parameters()).device, torch.zeros(2)
+    with cam.evaluating(network):
+        for x, label, inside in zip(*(t.split(batch_size) for t in (images, labels, mask[:, None])), strict=True):
+            for i, kept in enumerate((inside, ~inside)):
+                scores = network(torch.where(kept, x, patch).to(device))
+                right[i] += (scores.argmax(1).cpu() == label).sum()
+    return tuple((right / len(labels)).tolist())

@@ -1,12 +1,15 @@
 """lib.clear against a network computed by hand, Eq. 3 transcribed literally, and Captum."""
 
 import colorsys
+import copy
+import itertools
 
 import captum.attr
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torchvision import models
 
 from lib import clear
 from lib.networks import AllConvNet
@@ -220,6 +223,141 @@ def test_the_gated_reading_of_a_residual_network_is_the_gradient_of_half_the_squ
         torch.testing.assert_close(responses[:, c], gradient.sum(1))
 
 
+class Literal(torch.autograd.Function):
+    """A (leaky) ReLU with the module's table written out; put in the place of a network's ReLU modules."""
+
+    @staticmethod
+    def forward(ctx, a, slope, relu):
+        ctx.save_for_backward(a)
+        ctx.slope, ctx.relu = slope, relu
+        return torch.where(a > 0, a, slope * a)
+
+    @staticmethod
+    def backward(ctx, R):
+        (a,) = ctx.saved_tensors
+        if ctx.relu in ("gated", "guided"):
+            R = torch.where(a > 0, R, ctx.slope * R)
+        if ctx.relu in ("deconvnet", "guided"):
+            R = torch.where(R > 0, R, ctx.slope * R)
+        return R, None, None
+
+
+class LiteralReLU(nn.Module):
+    def __init__(self, slope, relu):
+        super().__init__()
+        self.slope, self.relu = slope, relu
+
+    def forward(self, a):
+        return Literal.apply(a, self.slope, self.relu)
+
+
+def with_literal_relus(network, relu):
+    network = copy.deepcopy(network)
+    for parent in network.modules():
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.ReLU | nn.LeakyReLU):
+                setattr(parent, name, LiteralReLU(getattr(child, "negative_slope", 0.0), relu))
+    return network
+
+
+def by_replaced_modules(network, images, relu, layer, head):
+    """All R(x|c): from the maps that `layer` returns, and `head`'s weights taken as 1x1 kernels."""
+    network, maps = with_literal_relus(network, relu), []
+    network.get_submodule(layer).register_forward_hook(lambda module, inputs, output: maps.append(output))
+    x, head = images.clone().requires_grad_(), network.get_submodule(head)
+    network.eval()(x)
+    z = F.conv2d(maps[0], head.weight.flatten(1)[:, :, None, None], head.bias)
+    top = z.detach().clamp(min=0)
+    found = [torch.autograd.grad(z[:, c], x, top[:, c], retain_graph=True)[0].sum(1) for c in range(z.shape[1])]
+    return torch.stack(found, 1)
+
+
+def ending(channels, classes=4):
+    return nn.Conv2d(channels, classes, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+
+
+class Shortcuts(nn.Module):
+    """A shortcut around a block, two branches put side by side, and average pooling between."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU())
+        self.block = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6))
+        self.relu, self.branch = nn.ReLU(), nn.Sequential(nn.Conv2d(6, 4, 1), nn.ReLU())
+        self.pool, self.head = nn.AvgPool2d(2), nn.Conv2d(10, 4, 1)
+
+    def forward(self, images):
+        x = self.stem(images)
+        x = self.relu(self.block(x) + x)
+        self.maps = torch.cat([self.pool(x), self.branch(self.pool(x))], 1)
+        return self.head(self.maps).mean((2, 3))
+
+
+class Dense(models.DenseNet):
+    """torchvision's, but with its last ReLU as a module, so that it can be replaced."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        self.last = nn.ReLU()
+
+    def forward(self, images):
+        return self.classifier(self.last(self.features(images)).mean((2, 3)))
+
+
+ZOO = {
+    "strided": lambda: (nn.Conv2d(3, 6, 3, stride=2), nn.ReLU(), nn.Conv2d(6, 8, 4, stride=3, padding=1), nn.ReLU()),
+    "dilated": lambda: (nn.Conv2d(3, 6, 3, dilation=2), nn.ReLU(), nn.Conv2d(6, 8, 3, dilation=(1, 2)), nn.ReLU()),
+    "grouped": lambda: (nn.Conv2d(3, 6, 3, groups=3), nn.ReLU(), nn.Conv2d(6, 8, 3, groups=2), nn.ReLU()),
+    "oblong": lambda: (nn.Conv2d(3, 6, (5, 2), (3, 2), (2, 0)), nn.ReLU(), nn.Conv2d(6, 8, (1, 3)), nn.ReLU()),
+    "same": lambda: (nn.Conv2d(3, 6, 3, padding="same"), nn.ReLU(), nn.Conv2d(6, 8, 4, padding="same"), nn.ReLU()),
+    "reflected": lambda: (nn.Conv2d(3, 8, 3, padding=1, padding_mode="reflect"), nn.ReLU()),
+    "normalised": lambda: (nn.BatchNorm2d(3), nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()),
+    "average": lambda: (nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AvgPool2d(3, 2, 1, ceil_mode=True)),
+    "maximum": lambda: (nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1, ceil_mode=True), nn.Dropout2d()),
+    "leaky": lambda: (nn.Conv2d(3, 6, 3), nn.LeakyReLU(0.2), nn.Conv2d(6, 8, 3), nn.LeakyReLU()),
+    "leaky, in place": lambda: (nn.Conv2d(3, 6, 3), nn.LeakyReLU(0.2, True), nn.Conv2d(6, 8, 3), nn.ReLU(True)),
+}  # fmt: skip
+
+
+def exotic(name):
+    """A network, and the names of the layer with the last maps and of the head."""
+    torch.manual_seed(8)
+    if name == "squeezenet1_1":
+        network, layer, head = models.squeezenet1_1(num_classes=4), "classifier.0", "classifier.1"
+    elif name == "resnet18":
+        network, layer, head = models.resnet18(num_classes=4), "layer4", "fc"
+    elif name == "densenet":
+        network, layer, head = Dense(8, (2, 2), 16, num_classes=4), "last", "classifier"
+    elif name == "shortcuts":
+        network, layer, head = Shortcuts(), "head", "head"
+        network.head = nn.Sequential(nn.Identity(), nn.Conv2d(10, 4, 1))
+        layer, head = "head.0", "head.1"
+    else:
+        layers = ZOO[name]()
+        network = nn.Sequential(*layers, *ending(8))
+        layer, head = str(len(layers) - 1), str(len(layers))
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.uniform_(module.weight, -1, 1.5)  # negative, too: then gate and response change sign
+            nn.init.normal_(module.bias)
+    nn.init.normal_(network.get_submodule(head).weight)
+    nn.init.ones_(network.get_submodule(head).bias)  # so that every class responds somewhere
+    return network.double(), layer, head
+
+
+@pytest.mark.parametrize("relu", clear.RULES)
+@pytest.mark.parametrize("name", [*ZOO, "shortcuts", "squeezenet1_1", "resnet18", "densenet"])
+def test_every_kind_of_layer_agrees_with_modules_that_are_replaced_by_the_table_written_out(name, relu):
+    network, layer, head = exotic(name)
+    images = torch.randn(2, 3, *((75, 68) if name in ("squeezenet1_1", "resnet18", "densenet") else (17, 15))).double()
+    expected = by_replaced_modules(network, images, relu, layer, head)
+    _, responses = clear.attentive_responses(network, images, relu)
+    assert expected.abs().max() > 0
+    torch.testing.assert_close(responses, expected, rtol=1e-9, atol=1e-11 * expected.abs().max().item())
+
+
 def state(network):
     hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for m in network.modules()]
     flags = [(m.training, sorted(vars(m))) for m in network.modules()]
@@ -249,16 +387,6 @@ def test_the_network_is_left_as_it_was_also_when_something_raises(relu):
     assert torch.equal(images, image_before) and not images.requires_grad
 
 
-def test_it_works_without_gradients_and_returns_none():
-    torch.manual_seed(5)
-    network, images = random_network(3), torch.rand(2, 1, 28, 28)
-    expected = clear.attentive_responses(network, images)
-    with torch.no_grad():
-        found = clear.attentive_responses(network, images)
-    for a, b in zip(found, expected, strict=True):
-        assert torch.equal(a, b) and not a.requires_grad
-
-
 def test_scores_and_order_of_the_classes():
     torch.manual_seed(6)
     network, images = random_network(5), torch.rand(3, 1, 28, 28)
@@ -268,22 +396,155 @@ def test_scores_and_order_of_the_classes():
     assert torch.equal(chosen, responses[:, [4, 1]])
 
 
-@pytest.mark.parametrize(
-    "last", [nn.GELU(), nn.LeakyReLU(), nn.Sigmoid(), nn.Hardtanh(), nn.SiLU()], ids=lambda m: type(m).__name__
-)
-def test_a_non_linearity_without_a_reading_is_refused(last):
-    network = nn.Sequential(nn.Conv2d(1, 3, 3), last, nn.Conv2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    with pytest.raises(ValueError, match="no reading of Eq"):
-        clear.attentive_responses(network, torch.rand(1, 1, 8, 8))
+class Hidden(nn.Module):
+    """Between two convolutions, `step`: what it does is not to be seen in the modules."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.first, self.head, self.step = nn.Conv2d(1, 3, 3), nn.Conv2d(3, 2, 1), step
+
+    def forward(self, images):
+        return self.head(self.step(self.first(images))).mean((2, 3))
+
+
+UNREADABLE = {
+    "gelu": F.gelu, "elu": nn.ELU(), "sigmoid": torch.sigmoid, "hardtanh": nn.Hardtanh(), "silu": nn.SiLU(),
+    "relu6": F.relu6, "prelu": nn.PReLU(), "clamp": lambda a: a.clamp(min=0), "threshold": nn.Threshold(0.1, 0),
+    "maximum": lambda a: torch.maximum(a, torch.zeros(())), "where": lambda a: torch.where(a.detach() > 0, a, 0 * a),
+    "mask": lambda a: a * (a > 0), "square": lambda a: a * a, "attention": lambda a: a * a.mean((2, 3), keepdim=True),
+    "inverse": lambda a: 1 / a, "quotient": lambda a: torch.ones(()) / a, "absolute": torch.abs,
+    "layer norm": nn.GroupNorm(1, 3), "instance norm": nn.InstanceNorm2d(3), "local response": nn.LocalResponseNorm(2),
+    "unfrozen batch norm": lambda a: F.batch_norm(a, None, None, training=True), "power": nn.LPPool2d(2, 2),
+    "scripted": torch.jit.trace(F.relu, torch.randn(1)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+@pytest.mark.parametrize("relu", ["gated", "guided"])
+def test_a_step_without_a_reading_is_refused_and_never_taken_for_a_plain_gradient(name, relu):
+    torch.manual_seed(9)
+    network = Hidden(UNREADABLE[name])
+    with pytest.raises(ValueError, match=r"no reading of Eq\. 3 is defined for"):
+        clear.attentive_responses(network, torch.rand(1, 1, 8, 8), relu)
+
+
+LINEAR = {
+    "normalise": lambda a: (a - 0.2) / 3 * torch.tensor([1.0, 2.0, 3.0])[:, None, None],
+    "shuffle": nn.ChannelShuffle(3), "up": nn.Upsample(scale_factor=2), "drop": nn.Dropout(0.5),
+    "roll": lambda a: torch.cat([a[:, 1:], a[:, :1]], 1), "rectified": F.relu, "in place": lambda a: a.relu_(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LINEAR)
+def test_steps_that_are_linear_are_let_through_with_their_gradient(name):
+    torch.manual_seed(9)
+    network = Hidden(LINEAR[name]).double().eval()
+    x = torch.randn(1, 1, 8, 8, dtype=torch.float64, requires_grad=True)
+    a = network.first(x)
+    z = network.head(network.step(a * 1))
+    _, responses = clear.attentive_responses(network, x.detach(), "gated")
+    for c in range(2):
+        (gradient,) = torch.autograd.grad(0.5 * (z[:, c].clamp(min=0) ** 2).sum(), x, retain_graph=True)
+        torch.testing.assert_close(responses[:, c], gradient[:, 0])
 
 
 @pytest.mark.parametrize("head", [nn.Softmax(1), nn.Sigmoid(), nn.LogSoftmax(1)], ids=lambda m: type(m).__name__)
 def test_probabilities_instead_of_scores_are_refused(head):
-    network = nn.Sequential(
-        nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head
-    )
-    with pytest.raises(ValueError):
+    network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), *ending(3, 2), head)
+    with pytest.raises(ValueError, match="no class activation map exists"):
         clear.attentive_responses(network, torch.rand(1, 1, 8, 8))
+
+
+def test_a_network_without_global_average_pooling_is_refused():
+    network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(108, 2))
+    with pytest.raises(ValueError, match="no class activation map exists"):
+        clear.attentive_responses(network, torch.rand(1, 1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    "images, message",
+    [
+        (torch.rand(1, 28, 28), r"images are torch.float32 \(1, 28, 28\)"),
+        (torch.zeros(1, 1, 28, 28, dtype=torch.uint8), "images are torch.uint8"),
+        (torch.zeros(0, 1, 28, 28), r"images are torch.float32 \(0, 1, 28, 28\)"),
+        (torch.full((1, 1, 28, 28), torch.nan), "images hold NaN"),
+        (torch.full((1, 1, 28, 28), torch.inf), "images hold NaN or infinite values: they go from inf"),
+        ([[0.0]], "images are list"),
+    ],
+)
+def test_images_that_are_no_images_are_refused(images, message):
+    with pytest.raises(ValueError, match=message):
+        clear.attentive_responses(AllConvNet(), images)
+
+
+def test_images_from_0_to_255_are_warned_of():
+    with pytest.warns(UserWarning, match="images go up to 255: normalise them"):
+        clear.attentive_responses(AllConvNet(), torch.full((1, 1, 28, 28), 255.0))
+
+
+@pytest.mark.parametrize("key", ["features.0.weight", "head.bias"])
+def test_nan_in_the_weights_is_named(key):
+    network = AllConvNet()
+    network.get_parameter(key).data.view(-1)[0] = torch.nan
+    with pytest.raises(ValueError, match=f"NaN or infinite values; its weights {key} do"):
+        clear.attentive_responses(network, torch.rand(1, 1, 28, 28))
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, None])
+def test_any_chunk_gives_the_same_responses(chunk):
+    torch.manual_seed(10)
+    network, images = random_network(4).double(), torch.rand(7, 1, 28, 28, dtype=torch.float64)
+    expected = clear.attentive_responses(network, images, chunk=100)
+    for found, whole in zip(clear.attentive_responses(network, images, chunk=chunk), expected, strict=True):
+        torch.testing.assert_close(found, whole, rtol=1e-10, atol=1e-12)
+    with pytest.raises(ValueError, match="chunk is 0"):
+        clear.attentive_responses(network, images, chunk=0)
+
+
+def test_a_class_kernel_that_responds_nowhere_is_black_and_not_projected(monkeypatch):
+    torch.manual_seed(11)
+    network, images = random_network(4), torch.rand(2, 1, 28, 28)
+    network.head.bias.data[[0, 2]] = -1e6
+    projected, grad = [], torch.autograd.grad
+    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: projected.append(a) or grad(*a, **k))
+    _, responses = clear.attentive_responses(network, images)
+    assert len(projected) == 2
+    assert not responses[:, [0, 2]].any() and responses[:, 1].any() and responses[:, 3].any()
+    network.head.bias.data[:] = -1e6
+    _, responses = clear.attentive_responses(network, images)
+    assert torch.equal(clear.render(responses, (0.1, 0.3, 0.5, 0.7)), torch.zeros(2, 28, 28, 3))
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_any_gradient_mode_will_do(context):
+    torch.manual_seed(5)
+    network, images = random_network(3), torch.rand(2, 1, 28, 28)
+    expected = clear.attentive_responses(network, images)
+    with context():
+        found = clear.attentive_responses(network, images.clone())
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a, b) and not a.requires_grad
+
+
+@pytest.mark.parametrize("relu", clear.RULES)
+def test_bfloat16_is_float32_to_its_precision(relu):
+    torch.manual_seed(12)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), *ending(8))
+    images = torch.rand(2, 3, 24, 24)
+    _, expected = clear.attentive_responses(network, images, relu)
+    _, responses = clear.attentive_responses(network.bfloat16(), images.bfloat16(), relu)
+    assert responses.dtype == torch.bfloat16
+    assert F.cosine_similarity(responses.float().flatten(1), expected.flatten(1)).min() > 0.99
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("relu", clear.RULES)
+def test_cuda_agrees_with_the_cpu(relu):
+    network, *_ = exotic("resnet18")
+    images = torch.randn(2, 3, 75, 68).double()
+    _, expected = clear.attentive_responses(network, images, relu)
+    _, responses = clear.attentive_responses(network.cuda(), images.cuda(), relu)
+    torch.testing.assert_close(responses.cpu(), expected, rtol=1e-8, atol=1e-10 * expected.abs().max().item())
 
 
 def test_the_dominant_class_and_response_at_each_pixel():
@@ -294,21 +555,24 @@ def test_the_dominant_class_and_response_at_each_pixel():
 
 
 def test_the_clear_map_has_the_colours_of_the_standard_librarys_hsv():
-    class_map = torch.tensor([[[0, 1, 2, 3, 4]], [[4, 3, 2, 1, 0]]])
-    response = torch.tensor([[[8.0, 2.0, 4.0, -3.0, 0.0]], [[0.5, 0.25, 0.5, 0.125, 0.1]]])
-    rendered = clear.render(class_map, response, clear.GRADE_HUES)
-    for image in range(2):
-        for x in range(5):
-            value = max(response[image, 0, x].item(), 0) / response[image].max().item()
-            expected = colorsys.hsv_to_rgb(clear.GRADE_HUES[class_map[image, 0, x]], 1, value)
-            assert rendered[image, 0, x].tolist() == pytest.approx(expected, abs=1e-6)
+    torch.manual_seed(7)
+    responses = torch.randn(3, 5, 4, 6)
+    responses[2] = -responses[2].abs()
+    rendered = clear.render(responses, clear.GRADE_HUES)
+    assert rendered.shape == (3, 4, 6, 3) and torch.isfinite(rendered).all()
+    for image, y, x in itertools.product(range(3), range(4), range(6)):
+        column = responses[image, :, y, x].tolist()
+        value = max(*column, 0) / max(responses[image].max().item(), 1e-30)
+        expected = colorsys.hsv_to_rgb(clear.GRADE_HUES[column.index(max(column))], 1, value)
+        assert rendered[image, y, x].tolist() == pytest.approx(expected, abs=1e-6)
 
 
-def test_no_response_is_black_and_a_class_without_a_hue_is_refused():
-    nothing = clear.render(torch.zeros(1, 2, 2, dtype=torch.int64), torch.zeros(1, 2, 2), (0.5,))
-    assert torch.equal(nothing, torch.zeros(1, 2, 2, 3))
-    with pytest.raises(ValueError, match="class 2 has no hue: 2 hues"):
-        clear.render(torch.full((1, 2, 2), 2), torch.ones(1, 2, 2), (0.1, 0.5))
+def test_no_response_is_black_and_other_hues_than_classes_are_refused():
+    nothing = clear.render(torch.zeros(1, 2, 3, 3), (0.2, 0.5))
+    assert torch.equal(nothing, torch.zeros(1, 3, 3, 3))
+    for hues in [(0.1,), (0.1, 0.5, 0.7)]:
+        with pytest.raises(ValueError, match=f"{len(hues)} hues for responses of 2 classes"):
+            clear.render(torch.ones(1, 2, 2, 2), hues)
 
 
 def test_the_hues_are_distinct_and_as_many_as_classes():

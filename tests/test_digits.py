@@ -4,6 +4,7 @@ import hashlib
 
 import numpy as np
 import pytest
+import scipy.io
 import torch
 from sklearn.datasets import load_digits
 
@@ -80,9 +81,25 @@ def test_an_incomplete_mnist_is_an_error_that_says_what_to_do(tmp_path, monkeypa
         digits.load("mnist", "train")
 
 
-@pytest.mark.parametrize(("dataset", "part"), [("svhn", "train"), ("digits", "val"), ("", "test")])
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_svhn_is_read_from_its_own_format(tmp_path, monkeypatch, part):
+    drawn = np.random.default_rng(8).integers(0, 256, (32, 32, 3, 7), dtype=np.uint8)  # X: rows, columns, colours, n
+    (tmp_path / "SVHN").mkdir()
+    scipy.io.savemat(tmp_path / f"SVHN/{part}_32x32.mat", {"X": drawn, "y": np.array([[1, 10, 9, 10, 5, 2, 3]]).T})
+    monkeypatch.setattr(paths, "dataset", tmp_path.joinpath)
+    with pytest.raises(RuntimeError, match=r"svhn is neither complete in .*32x32\.mat"):  # not the genuine file
+        digits.load("svhn", part)
+    monkeypatch.setattr("torchvision.datasets.svhn.check_integrity", lambda *arguments: True)
+    images, labels = digits.load("svhn", part)
+    assert images.shape == (7, 3, 32, 32) and images.dtype == torch.float32
+    assert labels.tolist() == [1, 0, 9, 0, 5, 2, 3] and labels.dtype == torch.int64  # SVHN writes 10 for the digit 0
+    for n, colour, row, column in [(0, 0, 0, 0), (3, 2, 5, 31), (6, 1, 31, 2)]:
+        assert images[n, colour, row, column].item() == pytest.approx(drawn[row, column, colour, n] / 255)
+
+
+@pytest.mark.parametrize(("dataset", "part"), [("cifar10", "train"), ("digits", "val"), ("", "test")])
 def test_an_unknown_name_or_part_is_refused_with_the_known_ones(dataset, part):
-    with pytest.raises(ValueError, match="datasets are digits, mnist, parts train and test"):
+    with pytest.raises(ValueError, match="datasets are digits, mnist, svhn, parts train and test"):
         digits.load(dataset, part)
 
 

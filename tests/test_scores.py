@@ -207,3 +207,58 @@ def test_iou_of_the_same_box_is_one_and_of_boxes_that_touch_is_zero():
 def test_iou_refuses_an_empty_box(empty):
     with pytest.raises(ValueError, match="x1 > x0"):
         scores.iou((0, 0, 2, 2), empty)
+
+
+def test_strong_is_at_least_the_given_share_of_each_images_maximum_and_positive():
+    response = torch.tensor([[[4.0, 2.0, 1.9], [0.0, -3.0, 1.0]], [[0.4, 0.2, 0.1], [-1.0, 0.0, 0.3]]])
+    assert scores.strong(response, 0.5).int().tolist() == [[[1, 1, 0], [0, 0, 0]], [[1, 1, 0], [0, 0, 1]]]
+    assert scores.strong(response, 0).int().tolist() == [[[1, 1, 1], [0, 0, 1]], [[1, 1, 1], [0, 0, 1]]]
+    assert scores.strong(response, 1).int().tolist() == [[[1, 0, 0], [0, 0, 0]], [[1, 0, 0], [0, 0, 0]]]
+    assert not scores.strong(torch.zeros(2, 3, 3), 0.2).any()
+    assert not scores.strong(-torch.ones(1, 3, 3), 0.2).any()
+    for threshold in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="share of the maximum"):
+            scores.strong(response, threshold)
+    with pytest.raises(ValueError, match="NaN"):
+        scores.strong(response / 0, 0.5)
+
+
+def test_the_random_control_has_each_images_area_and_is_spread_evenly():
+    mask = torch.zeros(4000, 4, 5, dtype=torch.bool)
+    mask[:, 0] = True
+    mask[0], mask[1] = False, True
+    drawn = scores.as_many_at_random(mask, torch.Generator().manual_seed(1))
+    assert drawn.shape == mask.shape and drawn.dtype == torch.bool
+    assert torch.equal(drawn.sum((1, 2)), mask.sum((1, 2)))
+    assert (drawn.float().mean(0) - 0.25).abs().max() < 0.03
+    again = scores.as_many_at_random(mask, torch.Generator().manual_seed(1))
+    assert torch.equal(drawn, again)
+
+
+class LeftOrRight(torch.nn.Module):
+    """Answers 0 where the left column's ink prevails, 1 where the right one's does; ties are 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([1.0, -1.0]))
+        self.dropout = torch.nn.Dropout(1)
+
+    def forward(self, images):
+        score = self.dropout(images)[:, 0] @ self.weight
+        return torch.stack([score.sum(1), -score.sum(1)], 1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 256])
+def test_table_1_on_a_network_that_is_followed_by_hand(batch_size):
+    images = torch.tensor([[[3.0, 1.0]], [[1.0, 2.0]], [[1.0, 2.0]], [[5.0, 0.0]]])[:, None]
+    labels = torch.tensor([0, 1, 1, 0])
+    mask = torch.tensor([[[1, 0]], [[1, 0]], [[0, 1]], [[1, 0]]]).bool()
+    network = LeftOrRight()
+    # only:    (3, 0) -> 0 right; (1, 0) -> 0 wrong; (0, 2) -> 1 right; (5, 0) -> 0 right
+    # without: (0, 1) -> 1 wrong; (0, 2) -> 1 right; (1, 0) -> 0 wrong; (0, 0) -> 0 right, a tie
+    assert scores.accuracy_with_and_without(network, images, labels, mask, 0.0, batch_size) == (0.75, 0.5)
+    # a patch of 4:  (3, 4) wrong; (1, 4) right; (4, 2) wrong; (5, 4) right | (4, 1) right; (4, 2) wrong; (1, 4); (4, 0)
+    assert scores.accuracy_with_and_without(network, images, labels, mask, 4.0, batch_size) == (0.5, 0.75)
+    assert network.training
+    with pytest.raises(ValueError, match=r"mask \(4, 2, 1\)"):
+        scores.accuracy_with_and_without(network, images, labels, mask.transpose(1, 2), 0.0)
