@@ -45,8 +45,8 @@ _LINEAR = {
     "MiopenBatchNorm", "Add", "Sub", "Rsub", "Neg", "Mul", "Div", "Cat", "Stack", "View", "UnsafeView",
     "ReshapeAlias", "Squeeze", "Unsqueeze", "Permute", "Transpose", "Expand", "Slice", "Select", "Split",
     "SplitWithSizes", "Unbind", "Index", "IndexSelect", "AsStrided", "Clone", "ToCopy", "CopySlices", "Copy",
-    "ConstantPadNd", "ReflectionPad2D", "ReplicationPad2D", "PixelShuffle", "PixelUnshuffle", "ChannelShuffle", "UpsampleNearest2D",
-    "UpsampleBilinear2D", "Alias",
+    "ConstantPadNd", "ReflectionPad2D", "ReplicationPad2D", "PixelShuffle", "PixelUnshuffle", "ChannelShuffle",
+    "UpsampleNearest2D", "UpsampleBilinear2D", "Alias",
     "_ReLU", "_MaxPool", "_BatchNorm", "_FirstConvolution", "AccumulateGrad",
 }  # fmt: skip
 _PRODUCTS = {"Convolution", "SlowConvDilated2D", "Addmm", "Mm", "Bmm", "Mul", "Div"}

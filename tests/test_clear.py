@@ -3,6 +3,8 @@
 import colorsys
 import copy
 import itertools
+import subprocess
+import sys
 
 import captum.attr
 import pytest
@@ -499,6 +501,30 @@ def test_any_chunk_gives_the_same_responses(chunk):
         torch.testing.assert_close(found, whole, rtol=1e-10, atol=1e-12)
     with pytest.raises(ValueError, match="chunk is 0"):
         clear.attentive_responses(network, images, chunk=0)
+
+
+MEMORY = """
+import resource, sys, torch
+from lib import clear, networks
+make, size, channels, count, classes = {}
+network = getattr(networks, make)()
+torch.nn.init.normal_(network.head.weight)
+images = torch.rand(count, channels, size, size)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+clear.attentive_responses(network, images, "guided", classes)
+added = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+print(added * (1 if sys.platform == "darwin" else 1024))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "what", [("AllConvNet", 28, 1, 10_000, [3]), ("RadiomicSequencer", 1024, 3, 1, None)], ids=["MNIST", "photograph"]
+)
+def test_all_of_mnist_and_a_large_photograph_stay_below_2_gb(what):
+    """One class of MNIST's test part: all ten only make the result larger, by 28 MB each."""
+    said = subprocess.run([sys.executable, "-c", MEMORY.format(what)], capture_output=True, text=True, check=True)
+    assert float(said.stdout) < 1.7e9
 
 
 def test_a_class_kernel_that_responds_nowhere_is_black_and_not_projected(monkeypatch):
