@@ -68,6 +68,22 @@ class RadiomicSequencer(AllConvNet):
         return self.features(images).mean((2, 3))
 
 
+def with_gap(network, classes, kernels=1024):
+    """torchvision's AlexNet or VGG as Zhou 2016 (section 3) made AlexNet-GAP and VGGnet-GAP of it, to be fine-tuned.
+
+    The last pooling and the fully connected layers go; a 3x3 convolution with `kernels` kernels, global average pooling
+    and one linear layer for `classes` classes come. The convolutions are the network's own, not copies; the new
+    layers start at random. Raises ValueError for a network whose `features` do not end in a max-pooling.
+    """
+    features = getattr(network, "features", None)
+    if not isinstance(features, nn.Sequential) or not isinstance(features[-1], nn.MaxPool2d):
+        raise ValueError(f"{type(network).__name__} is not built as AlexNet and VGG are: `features` that end in a "
+                         "max-pooling, then fully connected layers")  # fmt: skip
+    last = next(layer for layer in reversed(features) if isinstance(layer, nn.Conv2d))
+    head = [nn.Conv2d(last.out_channels, kernels, 3, padding=1), nn.ReLU()]
+    return nn.Sequential(*features[:-1], *head, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(kernels, classes))
+
+
 def imagenet(architecture, weights=""):
     """torchvision's `architecture` with ImageNet weights, in evaluation mode, and where the weights came from.
 

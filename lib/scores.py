@@ -83,6 +83,43 @@ def iou(a, b):
     return float(both / (sum(area) - both))
 
 
+def localisation_error(predicted, boxes, labels, true_boxes):
+    """The share of images of which no answer is right in class and place: ILSVRC's localisation error (Zhou 2016, 3.2).
+
+    predicted (n, k) classes and boxes (n, k, 4), one for each answered class: k = 1 gives the top-1 error, k = 5 the
+    top-5 error. labels (n,), true_boxes a list of (m, 4) for each image, m >= 1 instances of the labelled class. An
+    answer is right where its class is the label and its box has IoU >= 0.5 with any instance. Raises ValueError for
+    lists of different lengths.
+    """
+    images = zip(predicted, boxes, labels, true_boxes, strict=True)
+    right = [
+        any(c == label and _fits(box, instances) for c, box in zip(answers, answered, strict=True))
+        for answers, answered, label, instances in images
+    ]
+    return 1 - float(np.mean(right))
+
+
+def known_class_accuracy(boxes, true_boxes):
+    """GT-known localisation: the share of boxes (n, 4), of the labelled class' maps, which fit an instance."""
+    return float(np.mean([_fits(box, instances) for box, instances in zip(boxes, true_boxes, strict=True)]))
+
+
+def max_box_accuracy(maps, true_boxes, thresholds):
+    """MaxBoxAcc (Choe et al. 2020): `known_class_accuracy` at the best threshold for all images, and that threshold.
+
+    maps (n, H, W), of the labelled class, at the image's size. A map without a positive value has no box and fits none.
+    """
+    found = []
+    for threshold in thresholds:
+        boxes = [cam.box(map, threshold) if map.max() > 0 else (0, 0, 1, 1) for map in maps]
+        found.append((known_class_accuracy(boxes, true_boxes), threshold))
+    return max(found, key=lambda pair: pair[0])
+
+
+def _fits(box, instances):
+    return any(iou(box, instance) >= 0.5 for instance in instances)
+
+
 def strong(response, threshold):
     """Where a response (B, H, W) is strong: positive and at least `threshold` x its image's maximum, as bool.
 

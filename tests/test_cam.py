@@ -10,6 +10,7 @@ from urllib.error import URLError
 import numpy as np
 import pytest
 import torch
+import torchcam.methods
 from captum.attr import LayerGradCam
 from safetensors.torch import save_file
 from torch import nn
@@ -76,20 +77,25 @@ class InPlaceResidual(nn.Module):
         return self.head(y[:, :, None, None]).flatten(1)
 
 
-ARCHITECTURES = {
-    "resnet18": {}, "densenet121": {}, "googlenet": {"init_weights": False}, "mobilenet_v2": {},
-    "efficientnet_b0": {}, "shufflenet_v2_x0_5": {}, "regnet_y_400mf": {},
-}  # fmt: skip
+ARCHITECTURES = (
+    "resnet18", "resnet34", "resnet50", "resnet101", "resnext50_32x4d", "wide_resnet50_2", "densenet121",
+    "densenet169", "googlenet", "inception_v3", "mobilenet_v2", "mnasnet0_5", "mnasnet0_75", "mnasnet1_0", "mnasnet1_3",
+    "shufflenet_v2_x0_5", "shufflenet_v2_x1_0", "shufflenet_v2_x1_5", "shufflenet_v2_x2_0", "efficientnet_b0",
+    "efficientnet_b1", "efficientnet_b2", "efficientnet_b3", "efficientnet_v2_s", "regnet_x_400mf", "regnet_x_800mf",
+    "regnet_y_400mf", "regnet_y_800mf",
+)  # fmt: skip
+WITHOUT_INIT = {"googlenet", "inception_v3"}  # theirs takes a minute
 
 
 @pytest.mark.parametrize("name", [*ARCHITECTURES, "conv head", "residual in place"])
 def test_the_score_is_the_mean_of_the_map_and_the_bias_for_any_weights(name):
     torch.manual_seed(1)
     if name in ARCHITECTURES:
-        network = models.get_model(name, weights=None, **ARCHITECTURES[name])
+        options = {"init_weights": False} if name in WITHOUT_INIT else {}
+        network = models.get_model(name, weights=None, num_classes=9, **options)
     else:
         network = InPlaceResidual() if name == "residual in place" else networks.AllConvNet(4, 3, (6, 8))
-    images = torch.rand(1, 3, 64, 80)
+    images = torch.rand(1, 3, 96, 107)
     scores, maps = cam.class_activation_maps(network, images)
     expected = network.eval()(images)
     assert maps.shape[:2] == scores.shape and maps[0, 0].numel() > 1
@@ -114,6 +120,19 @@ def test_captums_gradcam_of_the_last_layer_is_the_map_over_its_number_of_places(
     _, maps = cam.class_activation_maps(network, images, classes=[7])
     expected = LayerGradCam(network, network.layer4).attribute(images, target=7)
     torch.testing.assert_close(maps / maps[0, 0].numel(), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name, layer, head", [("resnet18", "layer4", "fc"), ("regnet_x_400mf", "trunk_output", "fc")])
+def test_torchcam_gives_the_same_maps_up_to_its_normalisation(name, layer, head):
+    torch.manual_seed(2)
+    network, images = models.get_model(name, weights=None).eval(), torch.rand(2, 3, 96, 64)
+    _, maps = cam.class_activation_maps(network, images, classes=[7])
+    with torchcam.methods.CAM(network, layer, head) as extractor:
+        (expected,) = extractor(7, network(images), normalized=False)
+        (normalised,) = extractor(7, network(images))
+    torch.testing.assert_close(maps[:, 0], expected, rtol=1e-4, atol=1e-6)
+    low, high = (reduce(maps[:, 0], (1, 2), keepdim=True) for reduce in (torch.amin, torch.amax))
+    torch.testing.assert_close((maps[:, 0] - low) / (high - low), normalised, rtol=1e-4, atol=1e-4)
 
 
 class OwnActivation(nn.Module):

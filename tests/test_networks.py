@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 from scipy.signal import correlate2d
+from torchvision import models
 
-from lib.networks import AllConvNet, RadiomicSequencer
+from lib import cam
+from lib.networks import AllConvNet, RadiomicSequencer, with_gap
 
 
 def forward(network, image):
@@ -127,3 +129,24 @@ def test_kernels_start_with_the_deviation_of_he_and_biases_and_class_kernels_at_
         inputs = layer.in_channels * layer.kernel_size[0] * layer.kernel_size[1]
         tolerance = 4 / np.sqrt(2 * layer.weight.numel())
         assert layer.weight.std().item() == pytest.approx(np.sqrt(2 / inputs), rel=tolerance)
+
+
+@pytest.mark.parametrize("name, size, places", [("alexnet", 224, 13), ("vgg11_bn", 224, 14), ("vgg16", 64, 4)])
+def test_with_gap_is_the_papers_network_and_has_class_activation_maps(name, size, places):
+    """13x13 maps for AlexNet-GAP and 14x14 for VGGnet-GAP, as section 3 of the paper says."""
+    original = models.get_model(name, weights=None, **({} if name == "alexnet" else {"init_weights": False}))
+    network = with_gap(original, classes=7, kernels=32)
+    scores, maps = cam.class_activation_maps(network, torch.rand(1, 3, size, size))
+    assert maps.shape == (1, 7, places, places)
+    torch.testing.assert_close(maps.mean((2, 3)) + network[-1].bias, scores, rtol=1e-4, atol=1e-6)
+    assert network[0].weight is original.features[0].weight
+    default = with_gap(original, 1000)
+    assert [tuple(p.shape) for p in list(default.parameters())[-4:]] == [
+        (1024, 256 if name == "alexnet" else 512, 3, 3), (1024,), (1000, 1024), (1000,)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "squeezenet1_1"])
+def test_with_gap_refuses_networks_of_another_make(name):
+    with pytest.raises(ValueError, match="is not built as AlexNet and VGG are"):
+        with_gap(models.get_model(name, weights=None), 7)

@@ -262,3 +262,52 @@ def test_table_1_on_a_network_that_is_followed_by_hand(batch_size):
     assert network.training
     with pytest.raises(ValueError, match=r"mask \(4, 2, 1\)"):
         scores.accuracy_with_and_without(network, images, labels, mask.transpose(1, 2), 0.0)
+
+
+# Boxes of width 100 beside a true box (0, 0, 100, 100): moved by d they share 100 - d of 100 + d columns.
+PERFECT, AT_49, AT_51 = (0, 0, 100, 100), (34.3, 0, 134.3, 100), (32.4, 0, 132.4, 100)
+TRUE = [(0, 0, 100, 100)]
+
+
+def test_the_boxes_below_overlap_as_their_names_say():
+    assert scores.iou(AT_49, TRUE[0]) == pytest.approx(0.4892, abs=1e-3) and scores.iou(AT_49, TRUE[0]) < 0.5
+    assert scores.iou(AT_51, TRUE[0]) == pytest.approx(0.5106, abs=1e-3)
+
+
+LOCALISED = {  # answered classes and boxes, best first; the truth is class 3 at TRUE, or at two places
+    "perfect": ([3, 1], [PERFECT, PERFECT], TRUE, 0, 0),
+    "wrong class, right place": ([1, 2], [PERFECT, PERFECT], TRUE, 1, 1),
+    "right class, IoU 0.49": ([3, 1], [AT_49, PERFECT], TRUE, 1, 1),
+    "right class, IoU 0.51": ([3, 1], [AT_51, PERFECT], TRUE, 0, 0),
+    "right in the second answer": ([1, 3], [PERFECT, AT_51], TRUE, 1, 0),
+    "second instance": ([3, 1], [AT_51, PERFECT], [(500, 500, 510, 510), TRUE[0]], 0, 0),
+    "between two instances": ([3, 1], [(50, 0, 150, 100), PERFECT], [TRUE[0], (100, 0, 200, 100)], 1, 1),
+}
+
+
+@pytest.mark.parametrize("name", LOCALISED)
+def test_localisation_of_one_image_is_right_or_wrong_as_worked_out_by_hand(name):
+    classes, boxes, truth, top_1, top_2 = LOCALISED[name]
+    assert scores.localisation_error([classes[:1]], [boxes[:1]], [3], [truth]) == top_1
+    assert scores.localisation_error([classes], [boxes], [3], [truth]) == top_2
+
+
+def test_the_error_of_many_images_is_the_mean_and_lists_that_do_not_fit_are_refused():
+    cases = list(LOCALISED.values())
+    classes, boxes, truths = ([case[i] for case in cases] for i in range(3))
+    assert scores.localisation_error(classes, boxes, torch.tensor([3] * 7), truths) == pytest.approx(3 / 7)
+    assert scores.known_class_accuracy([box[0] for box in boxes], truths) == pytest.approx(5 / 7)
+    with pytest.raises(ValueError):
+        scores.localisation_error(classes, boxes, [3] * 6, truths)
+
+
+def test_the_best_threshold_for_all_maps_is_found():
+    """Above t = 0.3 the box of the bright half is the object's; below, the dim half joins it and halves the IoU."""
+    maps = torch.zeros(2, 8, 16)
+    maps[:, 2:6, 2:6], maps[:, 2:6, 6:11] = 1, 0.3
+    truth = [[(2, 2, 6, 6)], [(2, 2, 6, 6), (12, 0, 16, 2)]]
+    accuracy, threshold = scores.max_box_accuracy(maps, truth, (0.1, 0.2, 0.35, 0.9))
+    assert accuracy == 1 and threshold == 0.35
+    assert scores.max_box_accuracy(maps, truth, (0.1, 0.2))[0] == 0
+    maps[1] = -1
+    assert scores.max_box_accuracy(maps, truth, (0.1, 0.5)) == (0.5, 0.5)
