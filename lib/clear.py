@@ -152,12 +152,12 @@ class _Reading(TorchFunctionMode):
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
         if name in ("relu", "relu_", "leaky_relu", "leaky_relu_"):
             return self.rectify(name, *args, **kwargs)
-        if func is functional.max_pool2d and not kwargs.get("return_indices"):
+        if func is functional.max_pool2d:
             return self.max_pool2d(*args, **kwargs)
-        if func is functional.batch_norm and not kwargs.get("training"):
+        if func is functional.batch_norm:
             return self.batch_norm(*args, **kwargs)
-        if func is torch.conv2d and args[0] is self.image and not isinstance(args[4], str):
-            return _FirstConvolution.apply(self.response, self.plain, *args[1:])
+        if func is torch.conv2d:
+            return self.conv2d(*args, **kwargs)
         if name in _COMPARISONS and any(torch.is_tensor(a) and a.grad_fn for a in args):
             raise ValueError(UNREADABLE.format(name))
         return func(*args, **kwargs)
@@ -169,10 +169,19 @@ class _Reading(TorchFunctionMode):
         return input.copy_(rectified) if name.endswith("_") or named.get("inplace") else rectified
 
     def max_pool2d(self, input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
-        return _MaxPool.apply(input, kernel_size, stride or kernel_size, padding, dilation, ceil_mode)
+        options = kernel_size, stride or kernel_size, padding, dilation, ceil_mode
+        return functional.max_pool2d(input, *options, True) if return_indices else _MaxPool.apply(input, *options)
 
     def batch_norm(self, input, mean, variance, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
+        if training:
+            return functional.batch_norm(input, mean, variance, weight, bias, training, momentum, eps)
         return _BatchNorm.apply(input, mean, variance, weight, bias, eps)
+
+    def conv2d(self, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
+        if input is not self.image or isinstance(padding, str):
+            return functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
+        options = _pair(stride), _pair(padding), _pair(dilation), groups
+        return _FirstConvolution.apply(self.response, self.plain, weight, bias, *options)
 
 
 def _check(z, response):

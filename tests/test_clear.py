@@ -450,6 +450,35 @@ def test_steps_that_are_linear_are_let_through_with_their_gradient(name):
         torch.testing.assert_close(responses[:, c], gradient[:, 0])
 
 
+class Functions(nn.Module):
+    """Convolutions, normalisation and pooling called as functions, by position and by name."""
+
+    def __init__(self, training=False):
+        super().__init__()
+        self.first, self.head = nn.Conv2d(1, 4, 3, bias=False), nn.Conv2d(4, 2, 1)
+        self.running, self.training_ = torch.rand(2, 4).double() + 0.5, training
+
+    def forward(self, images):
+        a = F.conv2d(images, self.first.weight) + F.conv2d(images, weight=self.first.weight, padding=(0, 0), stride=1)
+        a = F.batch_norm(a, *self.running, None, None, self.training_)
+        a = F.max_pool2d(a, 2, 1) + F.max_pool2d(a, kernel_size=2, stride=1, return_indices=True)[0]
+        return self.head(torch.relu(a)).mean((2, 3))
+
+
+def test_functions_called_by_position_and_by_name_are_read_alike():
+    torch.manual_seed(13)
+    network = Functions().double()
+    x = torch.randn(2, 1, 9, 9, dtype=torch.float64, requires_grad=True)
+    _, responses = clear.attentive_responses(network, x.detach(), "gated")
+    a = F.max_pool2d(F.batch_norm(2 * network.first(x), *network.running), 2, 1)
+    z = network.head((2 * a).relu())
+    for c in range(2):
+        (gradient,) = torch.autograd.grad(0.5 * (z[:, c].clamp(min=0) ** 2).sum(), x, retain_graph=True)
+        torch.testing.assert_close(responses[:, c], gradient[:, 0])
+    with pytest.raises(ValueError, match="NativeBatchNorm"):
+        clear.attentive_responses(Functions(training=True).double(), x.detach(), "gated")
+
+
 @pytest.mark.parametrize("head", [nn.Softmax(1), nn.Sigmoid(), nn.LogSoftmax(1)], ids=lambda m: type(m).__name__)
 def test_probabilities_instead_of_scores_are_refused(head):
     network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), *ending(3, 2), head)
