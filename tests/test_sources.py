@@ -75,3 +75,48 @@ def test_the_counts_of_eyepacs_are_those_of_its_label_tables(part):
     if not path.exists():
         pytest.skip(f"no eyepacs/{part}Labels.csv in COMPANION_DATASETS or data/raw")
     assert right_eyes(path) == sources.EYEPACS_RIGHT_EYES[part]
+
+
+def annotation(*things):
+    """An ILSVRC annotation as its development kit lays it out."""
+    boxes = "".join(
+        f"<object><name>{wnid}</name><bndbox><xmin>{x0}</xmin><ymin>{y0}</ymin><xmax>{x1}</xmax><ymax>{y1}</ymax>"
+        "</bndbox></object>"
+        for wnid, x0, y0, x1, y1 in things
+    )
+    return f"<annotation><size><width>500</width></size>{boxes}</annotation>"
+
+
+@pytest.fixture
+def ilsvrc(tmp_path):
+    """The same three boxes of two photographs as CSV and as XML, with a numbering of five classes."""
+    (tmp_path / "LOC_synset_mapping.txt").write_text("n04 d\nn01 a fish, a big one\nn02 b\nn03 c\nn05 e\n")
+    csv = "ImageId,PredictionString\nval_1,n03 10 20 109 219 n03 0 0 4 9 \nval_2,n01 1 2 3 4\n"
+    (tmp_path / "solution.csv").write_text(csv)
+    (tmp_path / "xml").mkdir()
+    (tmp_path / "xml/val_1.xml").write_text(annotation(("n03", 10, 20, 109, 219), ("n03", 0, 0, 4, 9)))
+    (tmp_path / "xml/val_2.xml").write_text(annotation(("n01", 1, 2, 3, 4)))
+    return tmp_path
+
+
+@pytest.mark.parametrize("kind", ["solution.csv", "xml"])
+def test_ilsvrcs_boxes_are_numbered_by_sorted_wnid_and_include_the_last_pixel(ilsvrc, kind):
+    expected = {"val_1": (2, [(10, 20, 110, 220), (0, 0, 5, 10)]), "val_2": (0, [(1, 2, 4, 5)])}
+    assert sources.imagenet_boxes(ilsvrc / kind) == expected
+
+
+def test_boxes_that_cannot_be_read_or_numbered_are_refused(ilsvrc):
+    with pytest.raises(FileNotFoundError, match=r"LOC_val_solution.csv or the folder"):
+        sources.imagenet_boxes(ilsvrc / "nowhere")
+    (ilsvrc / "two.csv").write_text("ImageId,PredictionString\nval_1,n03 1 2 3 4 n01 1 2 3 4\n")
+    with pytest.raises(ValueError, match=r"val_1 .* two classes, n03 and n01"):
+        sources.imagenet_boxes(ilsvrc / "two.csv")
+    (ilsvrc / "short.csv").write_text("ImageId,PredictionString\nval_1,n03 1 2 3\n")
+    with pytest.raises(ValueError, match=r"val_1 .* is not `wnid x0 y0 x1 y1`"):
+        sources.imagenet_boxes(ilsvrc / "short.csv")
+    (ilsvrc / "xml/val_3.xml").write_text("<annotation><object><name>n01</name></object></annotation>")
+    with pytest.raises(ValueError, match=r"val_3.xml is not an ILSVRC annotation"):
+        sources.imagenet_boxes(ilsvrc / "xml")
+    (ilsvrc / "LOC_synset_mapping.txt").unlink()
+    with pytest.raises(ValueError, match=r"holds 2 classes: put LOC_synset_mapping.txt"):
+        sources.imagenet_boxes(ilsvrc / "solution.csv")
