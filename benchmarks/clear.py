@@ -82,7 +82,10 @@ def memory(case, name):
 
 
 def print_memory(case, name):
-    run = method(name, *network_and_images(case, "random"))
+    size, batch = CASES[case]
+    network = networks.AllConvNet(channels=(32, 64, 128)) if size == 28 else networks.RadiomicSequencer()
+    torch.nn.init.normal_(network.head.weight)
+    run = method(name, network.eval(), torch.rand(batch, network.config["in_channels"], size, size))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     run()
     added = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before

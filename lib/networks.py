@@ -100,15 +100,26 @@ def imagenet(architecture, weights=""):
     if not path.exists():
         raise FileNotFoundError(f"no weights at {path}; leave `weights` empty to have them searched for and downloaded")
     options = {"transform_input": True, "init_weights": False} if architecture in ("googlenet", "inception_v3") else {}
-    network, state = models.get_model(architecture, weights=None, **options), {}
+    return filled(models.get_model(architecture, weights=None, **options), path), path.name
+
+
+def filled(network, path):
+    """`network` with the weights of a state_dict on disk, .safetensors or as torch.save writes it, to evaluate.
+
+    Raises FileNotFoundError for a path that is not there, ValueError for a file that cannot be read or does not fit,
+    with the first names in the file and in the network.
+    """
+    path, state = Path(path).expanduser(), {}
+    if not path.exists():
+        raise FileNotFoundError(f"no weights at {path}")
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
         network.load_state_dict(state)
     except Exception as error:
         found, expected = (", ".join(map(str, list(keys)[:3])) for keys in (state, network.state_dict()))
-        raise ValueError(f"{path.name} does not fit {architecture} ({type(error).__name__}): it holds "
+        raise ValueError(f"{path.name} does not fit {type(network).__name__} ({type(error).__name__}): it holds "
                          f"{found or 'nothing readable'}, ... instead of {expected}, ...") from error  # fmt: skip
-    return network.eval(), path.name
+    return network.eval()
 
 
 def _downloaded(architecture):

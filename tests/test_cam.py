@@ -283,7 +283,7 @@ def test_weights_of_another_network_and_files_of_another_kind_are_refused_with_t
     torch.save(squeezenet.state_dict(), tmp_path / "given.pth")
     torch.save({"epoch": 3, "state_dict": squeezenet.state_dict()}, tmp_path / "wrapped.pth")
     (tmp_path / "text.safetensors").write_text("no weights")
-    with pytest.raises(ValueError, match=r"given.pth does not fit resnet18.*features\.0\.weight.*conv1\.weight"):
+    with pytest.raises(ValueError, match=r"given.pth does not fit ResNet.*features\.0\.weight.*conv1\.weight"):
         networks.imagenet("resnet18", str(tmp_path / "given.pth"))
     with pytest.raises(ValueError, match=r"it holds epoch, state_dict, \.\.\. instead of features\.0\.weight"):
         networks.imagenet("squeezenet1_1", str(tmp_path / "wrapped.pth"))
