@@ -90,6 +90,11 @@ def begin(notebook, namespace):
     return run
 
 
+def attended():
+    """Whether a person runs this in JupyterLab, which gives its sessions names, rather than papermill or nbval."""
+    return "JPY_SESSION_NAME" in os.environ
+
+
 def versions():
     """The versions of Python, of this companion and of the packages that the numbers depend on."""
     companion = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]["version"]

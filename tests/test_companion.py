@@ -327,3 +327,10 @@ def test_ctrl_c_stops_the_kernel_says_how_to_go_on_and_exits_with_130(shelf):
     assert not (paths.BUILD / "bundled" / "metrics" / "02_x.json").exists()
     with pytest.raises(ProcessLookupError):
         os.kill(int((shelf / "pid").read_text()), 0)
+
+
+def test_a_session_is_attended_where_jupyterlab_has_named_it(monkeypatch):
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    assert not companion.attended()
+    monkeypatch.setenv("JPY_SESSION_NAME", "notebooks/01_cam_imagenet.ipynb")
+    assert companion.attended()
