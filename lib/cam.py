@@ -76,10 +76,19 @@ def forward(network, images, context=None):
     """
     check(images)
     head, name, watch = _head(network), type(network).__name__, _Watch()
+    first = next(module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv2d))
+    if isinstance(first, nn.Conv2d) and first.in_channels != images.shape[1]:
+        raise ValueError(f"images have {images.shape[1]} channel(s), {name} takes {first.in_channels}: convert grey or "
+                         "RGBA photographs with Pillow's .convert('RGB')")  # fmt: skip
     handle = head.register_forward_hook(watch.head)
     try:
         with evaluating(network), context or nullcontext(), watch:
             scores = network(images)
+    except RuntimeError as error:
+        if "too small" not in str(error) and "can't be greater than" not in str(error):
+            raise
+        raise ValueError(f"images of {images.shape[2]} x {images.shape[3]} pixels are smaller than the stride of "
+                         f"{name}: give larger ones ({error})") from error  # fmt: skip
     finally:
         handle.remove()
 
@@ -153,14 +162,14 @@ def box(map, threshold=0.2):
 
     Zhou 2016, section 3.2: 20 % of the maximum. In pixels, x1 and y1 exclusive; neighbours share an edge; of parts
     equally large, the uppermost.
-    Raises ValueError for a map without a positive finite maximum, or a threshold outside [0, 1).
+    Raises ValueError for a map without a positive finite maximum, one equal everywhere and a threshold outside [0, 1).
     """
     values = np.asarray(map.detach().cpu().float() if torch.is_tensor(map) else map)
     if not 0 <= threshold < 1:
         raise ValueError(f"threshold is {threshold}; give a share of the map's maximum, 0 <= threshold < 1")
-    if values.ndim != 2 or not np.isfinite(values).all() or values.max() <= 0:
+    if values.ndim != 2 or not np.isfinite(values).all() or values.max() <= max(values.min(), 0):
         raise ValueError(f"no box in a map of shape {values.shape} with values from {values.min()} to {values.max()}: "
-                         "give a finite map (H, W) with a positive maximum")  # fmt: skip
+                         "give a finite map (H, W), not the same everywhere, with a positive maximum")  # fmt: skip
     parts, _ = ndimage.label(values > threshold * values.max())
     rows, columns = ndimage.find_objects(parts)[np.bincount(parts.ravel())[1:].argmax()]
     return columns.start, rows.start, columns.stop, rows.stop

@@ -4,6 +4,8 @@ from colorsys import hsv_to_rgb
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.patches import Rectangle
 
 GRADE_NAMES = ("0 none", "1 mild", "2 moderate", "3 severe", "4 proliferative")
@@ -28,12 +30,23 @@ def show(ax, image, title="", **options):
 
 
 def overlay(ax, image, heat, title="", strength=0.55):
-    """A map (H, W) over its image in shades of `inferno`, more opaque where it is higher; negative values are clear."""
+    """A map (H, W) over its image in shades of `inferno`, more opaque where it is higher; negative values are clear.
+
+    Shades count from 0 to the map's own maximum (`heat_bar`). Raises ValueError for a map with NaN.
+    """
     show(ax, image, title)
     heat = np.asarray(heat.detach().cpu() if hasattr(heat, "detach") else heat).clip(min=0)
+    if not np.isfinite(heat).all():
+        raise ValueError("the map holds NaN or infinite values; look at the network's weights and the image")
     heat = heat / (heat.max() or 1)
     ax.imshow(heat, cmap="inferno", alpha=strength * np.sqrt(heat), vmin=0, vmax=1)
     return ax
+
+
+def heat_bar(fig, axes, label="share of the map's maximum"):
+    """The colour bar for the overlays on `axes`, to their right."""
+    shades = ScalarMappable(Normalize(0, 1), "inferno")
+    return fig.colorbar(shades, ax=axes, label=label, fraction=0.03, aspect=35, ticks=[0, 0.5, 1])
 
 
 def outline(ax, box, colour="white", label=None):

@@ -8,9 +8,11 @@ import threading
 from pathlib import Path
 from urllib.request import urlopen
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.nn import functional
 from torchvision import models
 
 from lib import paths
@@ -89,8 +91,9 @@ def imagenet(architecture, weights=""):
 
     weights  the path of a state_dict (.safetensors, or as torch.save writes it); empty for
              imagenet/<architecture>.safetensors in the data sets' folder, else torchvision's own download
-    Raises ValueError for an unknown architecture and for weights that do not fit it, FileNotFoundError for a path that
-    is not there, ConnectionError where none is given or found and the network is silent for 10 s.
+    Raises ValueError for an unknown architecture, for weights that do not fit it and for a damaged download,
+    FileNotFoundError for a path that is not there, ConnectionError where none is given or found and the network is
+    silent for 10 s.
     """
     if architecture not in models.list_models(module=models):
         raise ValueError(f"torchvision has no classification network {architecture!r}; try squeezenet1_1 or resnet18")
@@ -101,6 +104,23 @@ def imagenet(architecture, weights=""):
         raise FileNotFoundError(f"no weights at {path}; leave `weights` empty to have them searched for and downloaded")
     options = {"transform_input": True, "init_weights": False} if architecture in ("googlenet", "inception_v3") else {}
     return filled(models.get_model(architecture, weights=None, **options), path), path.name
+
+
+def prepared(photograph, side=224):
+    """A photograph uint8 (H, W, 3) as torchvision's ImageNet networks were trained to see it: (1, 3, h, w) float32.
+
+    The shorter side becomes `side` pixels, each channel has ImageNet's mean taken off and is divided by its deviation.
+    Raises ValueError for a grey, RGBA or 16-bit photograph.
+    """
+    photograph = np.asarray(photograph)
+    if photograph.ndim != 3 or photograph.shape[2] != 3 or photograph.dtype != np.uint8:
+        raise ValueError(f"the photograph is {photograph.dtype} {photograph.shape}, not uint8 (H, W, 3): open it with "
+                         "Pillow and .convert('RGB')")  # fmt: skip
+    image = torch.tensor(photograph).permute(2, 0, 1)[None] / 255
+    size = [round(side * length / min(image.shape[2:])) for length in image.shape[2:]]
+    image = functional.interpolate(image, size, mode="bilinear", antialias=True)
+    mean, deviation = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[:, :, None, None]
+    return (image - mean) / deviation
 
 
 def filled(network, path):
@@ -133,13 +153,18 @@ def _downloaded(architecture):
             answer.append(error)
 
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(source.url).name
+    if cached.exists():
+        try:
+            return models.get_model(architecture, weights=source).eval()
+        except Exception as error:
+            raise ValueError(f"{cached}, torchvision's download, cannot be used ({type(error).__name__}): it is "
+                             "damaged or was cut off. Delete it and run this notebook again") from error  # fmt: skip
     try:
-        if not cached.exists():
-            thread = threading.Thread(target=ask, daemon=True)
-            thread.start()
-            thread.join(SILENCE)
-            if answer != [None]:
-                raise answer[0] if answer else TimeoutError(f"no answer for {SILENCE} s")
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        thread.join(SILENCE)
+        if answer != [None]:
+            raise answer[0] if answer else TimeoutError(f"no answer for {SILENCE} s")
         socket.setdefaulttimeout(SILENCE)
         return models.get_model(architecture, weights=source, progress=False).eval()
     except Exception as error:

@@ -4,6 +4,7 @@ import copy
 import socket
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from urllib.error import URLError
 
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 from torchvision import models
+from torchvision.transforms._presets import ImageClassification
 
 from lib import cam, networks, paths
 
@@ -192,6 +194,36 @@ def test_a_class_out_of_range_is_refused(c):
         cam.class_activation_maps(tiny(), IMAGE, classes=[0, c])
 
 
+@pytest.mark.parametrize("name", ["squeezenet1_1", "densenet121"])
+def test_images_smaller_than_the_stride_are_refused_with_their_size(name):
+    network = models.get_model(name, weights=None)
+    with pytest.raises(
+        ValueError, match=f"images of 9 x 8 pixels are smaller than the stride of {type(network).__name__}"
+    ):
+        cam.class_activation_maps(network, torch.rand(1, 3, 9, 8))
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_grey_and_rgba_images_for_a_network_of_three_channels_are_refused(channels):
+    with pytest.raises(ValueError, match=rf"images have {channels} channel\(s\), SqueezeNet takes 3.*convert\('RGB'\)"):
+        cam.class_activation_maps(models.squeezenet1_1(weights=None), torch.rand(1, channels, 64, 64))
+
+
+@pytest.mark.parametrize("shape", [(30, 40), (30, 40, 4), (30, 40, 1)])
+def test_grey_and_rgba_photographs_are_refused(shape):
+    with pytest.raises(ValueError, match="not uint8"):
+        networks.prepared(np.zeros(shape, np.uint8))
+    with pytest.raises(ValueError, match="uint16"):
+        networks.prepared(np.zeros((30, 40, 3), np.uint16))
+
+
+def test_a_photograph_is_prepared_as_torchvision_prepares_it():
+    photograph = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    preset = ImageClassification(crop_size=224, resize_size=224)
+    expected = preset(torch.tensor(photograph).permute(2, 0, 1))
+    torch.testing.assert_close(networks.prepared(photograph)[0], expected, atol=0.02, rtol=0)  # theirs rounds to uint8
+
+
 @pytest.mark.parametrize("images", [torch.rand(2, 3, 16, 16), torch.rand(2, 4, 16, 16), torch.rand(2, 3, 2, 2)])
 def test_the_network_is_left_as_it_was_also_after_an_error(images):
     torch.manual_seed(0)
@@ -248,8 +280,10 @@ def test_negative_values_are_below_every_threshold():
     assert cam.box([[-9.0, -9.0], [0.0, 1e-6]], 0) == (1, 1, 2, 2)
 
 
-@pytest.mark.parametrize("map", [np.zeros((3, 3)), -np.ones((3, 3)), np.full((2, 2), np.nan), [[1, np.inf]], [1, 2]])
-def test_a_map_without_a_positive_finite_maximum_has_no_box(map):
+@pytest.mark.parametrize(
+    "map", [np.zeros((3, 3)), -np.ones((3, 3)), np.full((2, 2), np.nan), [[1, np.inf]], [1, 2], np.ones((3, 3))]
+)
+def test_a_map_without_a_positive_finite_maximum_or_equal_everywhere_has_no_box(map):
     with pytest.raises(ValueError, match="no box in a map"):
         cam.box(map)
 
@@ -300,6 +334,14 @@ def nowhere(tmp_path, monkeypatch):
     """Neither a data set's folder nor a cache holds weights."""
     monkeypatch.setattr(paths, "dataset", tmp_path.joinpath)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+
+
+def test_a_damaged_download_is_named_and_to_be_deleted(nowhere, tmp_path):
+    cached = tmp_path / "checkpoints" / Path(models.SqueezeNet1_1_Weights.IMAGENET1K_V1.url).name
+    cached.parent.mkdir()
+    cached.write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(ValueError, match=rf"{cached.name}, torchvision's download, cannot be used .*Delete it"):
+        networks.imagenet("squeezenet1_1")
 
 
 def test_without_a_network_the_steps_to_get_the_weights_are_named(nowhere, monkeypatch):

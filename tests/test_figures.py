@@ -75,6 +75,19 @@ def test_show_passes_its_options_on():
     np.testing.assert_allclose(drawn(ax)[0], expected, atol=1)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_overlay_of_a_map_that_is_not_finite_is_refused(value):
+    with pytest.raises(ValueError, match="the map holds NaN or infinite"):
+        figures.overlay(canvas(12, 17), COLOURS, np.full((12, 17), value))
+
+
+def test_the_bar_of_overlays_has_their_shades_and_counts_in_shares_of_the_maximum():
+    fig, axes = plt.subplots(1, 2)
+    bar = figures.heat_bar(fig, axes)
+    assert bar.cmap.name == "inferno" and (bar.vmin, bar.vmax) == (0, 1)
+    assert bar.ax.get_ylabel() == "share of the map's maximum"
+
+
 @pytest.mark.parametrize("kind", [np.asarray, torch.tensor])
 def test_an_overlay_is_clear_where_the_map_is_not_positive_and_denser_where_it_is_higher(kind):
     heat = np.linspace(-3, 2, 12 * 17).reshape(12, 17)
