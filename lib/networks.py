@@ -17,6 +17,7 @@ from torchvision import models
 
 from lib import paths
 
+IMAGENET = [[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]  # means and deviations, red, green, blue
 SILENCE = 10  # seconds without an answer after which there is no network
 
 
@@ -70,6 +71,78 @@ class RadiomicSequencer(AllConvNet):
         return self.features(images).mean((2, 3))
 
 
+class _Residual(nn.Module):
+    """x + F(x), F two batch-normalised 3x3 convolutions with a ReLU between them, then a ReLU (He et al. 2016)."""
+
+    def __init__(self, channels):
+        super().__init__()
+        first, second = (nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(2))
+        self.steps = nn.Sequential(first, nn.BatchNorm2d(channels), nn.ReLU(), second, nn.BatchNorm2d(channels))
+        self.relu = nn.ReLU()
+
+    def forward(self, x):
+        return self.relu(x + self.steps(x))
+
+
+class ResidualSequencer(RadiomicSequencer):
+    """The sequencer with a residual block after every convolution but the first: deeper at the same resolution."""
+
+    def __init__(self, classes=5, in_channels=3, channels=(16, 32, 48, 64, 96)):
+        super().__init__(classes, in_channels, channels)
+        layers, seen = [], 0
+        for layer in self.features:
+            layers.append(layer)
+            if isinstance(layer, nn.ReLU) and (seen := seen + 1) > 1:
+                layers.append(_Residual(channels[seen - 1]))
+        self.features = nn.Sequential(*layers)
+
+
+class PretrainedSequencer(RadiomicSequencer):
+    """The first `layers` of SqueezeNet 1.1, at most 13, and a 1x1 convolution with one kernel for each grade.
+
+    Made with random weights; `sequencer` puts ImageNet's in.
+    """
+
+    def __init__(self, classes=5, layers=13):
+        nn.Module.__init__(self)
+        self.config = {"classes": classes, "layers": layers}
+        self.features = models.squeezenet1_1(weights=None).features[:layers]
+        channels = [m.out_channels for m in self.features.modules() if isinstance(m, nn.Conv2d)][-2:]
+        self.head = nn.Conv2d(sum(channels), classes, 1)  # a Fire module ends in two convolutions, side by side
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+
+SEQUENCERS = {
+    "plain": RadiomicSequencer,
+    "residual": ResidualSequencer,
+    "squeezenet": PretrainedSequencer,
+    "squeezenet-frozen": lambda: PretrainedSequencer(layers=10),
+}
+
+
+def sequencer(body, mean, std, weights=""):
+    """A sequencer to train: "plain", "residual", or SqueezeNet from ImageNet, "squeezenet", "squeezenet-frozen".
+
+    mean, std (3, 1, 1)  what the photographs are normalised with. SqueezeNet learnt on others, m and s; its first
+    convolution, which pads nothing, takes the difference in exactly: w' = w std / s, b' = b + sum w (mean - m) / s.
+    weights  as for `imagenet`. Returns the network and in words where its weights came from. Raises ValueError for
+    another body, and as `imagenet` does.
+    """
+    if body not in SEQUENCERS:
+        raise ValueError(f"body is {body!r}; choose one of {', '.join(SEQUENCERS)}")
+    network, origin = SEQUENCERS[body](), "random weights"
+    if isinstance(network, PretrainedSequencer):
+        trained, origin = imagenet("squeezenet1_1", weights)
+        network.features.load_state_dict(trained.features[: len(network.features)].state_dict())
+        m, s = torch.tensor(IMAGENET)[:, :, None, None]
+        first = network.features[0]
+        with torch.no_grad():
+            first.bias += (first.weight * ((mean - m) / s)).sum((1, 2, 3))
+            first.weight *= std / s
+    return network, origin
+
+
 def with_gap(network, classes, kernels=1024):
     """torchvision's AlexNet or VGG as Zhou 2016 (section 3) made AlexNet-GAP and VGGnet-GAP of it, to be fine-tuned.
 
@@ -119,7 +192,7 @@ def prepared(photograph, side=224):
     image = torch.tensor(photograph).permute(2, 0, 1)[None] / 255
     size = [round(side * length / min(image.shape[2:])) for length in image.shape[2:]]
     image = functional.interpolate(image, size, mode="bilinear", antialias=True)
-    mean, deviation = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[:, :, None, None]
+    mean, deviation = torch.tensor(IMAGENET)[:, :, None, None]
     return (image - mean) / deviation
 
 

@@ -29,12 +29,13 @@ LOOKS = {
     "preretinal_haemorrhage": ((0.42, 0.1, 0.15), (0.03, 0, 0)),
 }
 LESIONS = tuple(LOOKS)
+MASKS = (*LESIONS, "optic_disc")  # what bit i of a mask file stands for
 VEIN, ARTERY = (0.66, 0.42, 0.5), (0.88, 0.62, 0.62)
 RETINAS = ((0.95, 0.5, 0.12), (0.6, 0.25, 0.1), (0.9, 0.52, 0.4), (0.82, 0.35, 0.1), (0.8, 0.5, 0.22))
 BALANCED = (0.2,) * 5
 KAGGLE = tuple(count / 35126 for count in (25810, 2443, 5292, 873, 708))  # EyePACS train, both eyes
 EYES = ("left", "right")
-VERSION = 1
+VERSION = 2
 
 
 def _check(name, value, low, high):
@@ -174,7 +175,7 @@ def _lesions(grade, size, disc, fovea, room):
 
 
 def photograph(grade, seed, size, eye="right"):
-    """A synthetic fundus photograph: image (size, size, 3) uint8 and masks {lesion: (size, size) bool} of LESIONS.
+    """A synthetic fundus photograph: image (size, size, 3) uint8 and masks {what: (size, size) bool} of MASKS.
 
     Grades of the ICDR scale: 0 no lesion; 1 microaneurysms only; 2 also haemorrhages and hard exudates; 3 many
     haemorrhages in all four quadrants, cotton-wool spots and beaded veins (a sign of the vessels, in no mask);
@@ -227,7 +228,8 @@ def photograph(grade, seed, size, eye="right"):
     aperture = np.clip((1 - np.sqrt(x**2 + y**2)) * size / 2 + 0.5, 0, 1)
     image *= aperture[..., None]
     image = (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
-    masks = {lesion: drawn.get(lesion, np.zeros((size, size))) * aperture > 0.25 for lesion in LESIONS}
+    drawn["optic_disc"] = np.clip((1 - to_disc) * 4 + 0.25, 0, 1)
+    masks = {name: drawn.get(name, np.zeros((size, size))) * aperture > 0.25 for name in MASKS}
     if eye == "left":
         image, masks = image[:, ::-1].copy(), {lesion: mask[:, ::-1].copy() for lesion, mask in masks.items()}
     return image, masks
@@ -255,7 +257,7 @@ def _write_photograph(folder, seed, patient, eye, grade):
     """Write train/<patient>_<eye>.jpeg and masks/<patient>_<eye>.png; the camera knows nothing of the grade."""
     rng = np.random.default_rng([seed, patient, EYES.index(eye)])
     image, masks = photograph(grade, seed * 10**6 + patient, int(rng.integers(150, 231)), eye)
-    image, bits = _frame(rng, image, sum(masks[lesion] * np.uint8(1 << i) for i, lesion in enumerate(LESIONS)))
+    image, bits = _frame(rng, image, sum(masks[name] * np.uint8(1 << i) for i, name in enumerate(MASKS)))
     Image.fromarray(image).save(folder / "train" / f"{patient}_{eye}.jpeg", quality=90)
     Image.fromarray(bits).save(folder / "masks" / f"{patient}_{eye}.png")
 
@@ -313,7 +315,7 @@ def write_collection(folder, n, seed, share=BALANCED, workers=None):
 
 
 def read_masks(path):
-    """The masks {lesion: (H, W) bool} in a file of a collection's masks/."""
+    """The masks {what: (H, W) bool} of MASKS in a file of a collection's masks/."""
     with Image.open(path) as file:
         bits = np.asarray(file)
-    return {lesion: bits >> i & 1 == 1 for i, lesion in enumerate(LESIONS)}
+    return {name: bits >> i & 1 == 1 for i, name in enumerate(MASKS)}

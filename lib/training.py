@@ -1,145 +1,366 @@
-"""Training a network on (image, label) pairs: seeded, one printed line an epoch, every epoch resumable."""
+"""Training a network on (image, label) pairs with Lightning Fabric: seeded, one printed line an epoch, resumable."""
 
 import json
 import math
+import re
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
+from lightning_fabric import Fabric
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import nn
 from torch.nn import functional
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-from lib import paths
+from lib import objectives, paths
+
+KEPT = "The checkpoint of the epoch before is kept."
+LINE = "epoch {epoch:3d}  loss {loss:.3f}  val loss {val_loss:.3f}  accuracy {val_accuracy:.3f}"
 
 
 @torch.random.fork_rng(devices=[])
-def fit(network, train, val, out, *, epochs, batch_size=32, learning_rate=3e-3, seed=0, device="cpu", config=None):
-    """Minimise the cross-entropy of `network` on `train` with AdamW and a one-cycle rate; returns the history.
+def fit(
+    network, train, val, out, *, epochs, batch_size=32, learning_rate=3e-3, seed=0, loss="cross-entropy",
+    balanced=False, select="last", config=None, device="cpu", fabric=None, accumulate=1, compile=False, workers=0,
+    report=None,
+):  # fmt: skip
+    """Minimise an objective of `network` on `train` with AdamW and a one-cycle rate; returns the history.
 
-    network  scores (B, N) from images (B, C, H, W); left on `device`, in evaluation mode, with the last epoch's weights
-    train    dataset of (image float32 (C, H, W), label int64); `val` likewise, looked at but not learnt from
-    out      folder for weights.safetensors, history.csv, metrics.json and config.json; checkpoint.pt after each epoch
-    config   what else made the result (the data's fingerprint, the network's arguments), JSON-able
+    network   scores (B, N) from images (B, C, H, W); left on the device, in evaluation mode, with the weights kept
+    train     dataset of (image (C, H, W) float32, label int); `val` likewise, looked at but not learnt from. Images may
+              be uint8 where the dataset has `normalise`, which makes them float32, whole batches on the device
+    out       folder for weights.safetensors, history.csv, metrics.json and config.json; checkpoint.pt after each epoch
+    batch_size, accumulate  examples in a step of the optimiser, and in how many parts, one after the other
+    loss      one of `objectives.LOSSES`; `balanced` draws every grade equally often (`train` needs `grades`)
+    select    the weights kept are those of the "last" epoch, or of the first with the highest "kappa" on `val`
+    config    what else made the result (the data's fingerprint, the network's arguments), JSON-able
+    fabric    a launched `Fabric`, with its devices, machines and precision; without it, one `device` in float32
+    report    called with the history so far, a list of rows, after each epoch; without it, one line is printed
+    compile, workers  whether to `torch.compile`, and how many processes load images beside each that computes
 
-    The order of the photographs and the flips of epoch e depend on (seed, e) alone, so a run that was interrupted
-    continues from its last whole epoch to the same weights as an undisturbed one. A finished run with the same
-    configuration is loaded, not repeated; one with another is kept beside, as `<out>.1`, `.2`, ... The history has
-    a row for each epoch: epoch, loss, val_loss, val_accuracy, learning_rate. PyTorch's CPU generator is left as it
-    was. Raises ValueError for a count below 1, a loss that is not finite and a checkpoint that cannot be continued.
+    The batches of epoch e, and what an example draws from PyTorch's generator (its flips), depend on (seed, e) alone.
+    So a run that was interrupted continues from its last whole epoch to the same weights as an undisturbed one, and
+    several processes have the loss curve of one, up to rounding and dropout; batch normalisation shares its statistics
+    on GPUs only. A finished run with the same settings is loaded, not repeated; one with others is kept beside, as
+    `<out>.1`, `.2`, ... PyTorch's CPU generator is left as it was.
+
+    The history has a row for each epoch: epoch, loss, val_loss, val_accuracy, val_kappa (quadratically weighted),
+    learning_rate, seconds of the training pass, wait_share (of them, waiting for images), and kept.
+
+    Raises ValueError for settings that cannot be, a grade that `train` lacks, an unfinished run with other settings, a
+    loss that is not finite and a damaged checkpoint; MemoryError, naming what to change, where memory runs out.
     """
-    counts = {"epochs": epochs, "batch_size": batch_size, "train's length": len(train), "val's length": len(val)}
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name} is {value}; give at least 1")
-    out = Path(out)
-    settings = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
-    settings |= {"network": type(network).__name__, "train": len(train), "val": len(val), **(config or {})}
-    _claim(out, settings)
+    fabric, out = fabric or _one(device), Path(out)
+    settings = {
+        "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed, "loss": loss,
+        "balanced": balanced, "select": select, "accumulate": accumulate, "network": type(network).__name__,
+        "precision": fabric.strategy.precision.precision, "train": len(train), "val": len(val), **(config or {}),
+    }  # fmt: skip
+    if fabric.world_size > 1 and fabric.device.type == "cuda":
+        network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    network.to(fabric.device, memory_format=torch.channels_last)
+    _check(settings, network, train, val, fabric)
+    if refusal := fabric.broadcast(_claim(out, settings) if fabric.is_global_zero else ""):
+        raise ValueError(refusal)
 
-    network.to(device, memory_format=torch.channels_last)
+    objective, grades = objectives.LOSSES[loss], train.grades if balanced else None
     optimiser = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=1e-4)
-    steps = -(-len(train) // batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=epochs * steps)
+    steps = epochs * -(-len(train) // batch_size)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps)
     parts = {"network": network, "optimiser": optimiser, "schedule": schedule}
-    history = []
-    if (out / "checkpoint.pt").exists():
-        try:
-            checkpoint = torch.load(out / "checkpoint.pt", map_location=device, weights_only=True)
-            for name, part in parts.items():
-                part.load_state_dict(checkpoint[name])
-        except Exception as error:
-            raise ValueError(
-                f"{out / 'checkpoint.pt'} is damaged or another network's ({error}): delete {out} to train anew"
-            ) from error
-        history = checkpoint["history"]
+    history, best = _resume(out / "checkpoint.pt", parts, fabric.device)
+    if history and fabric.is_global_zero:
         print(f"continues after epoch {len(history)} of {epochs}" if len(history) < epochs else "already trained")
+    model, optimiser = fabric.setup(torch.compile(network) if compile else network, optimiser)
 
     for epoch in range(len(history) + 1, epochs + 1):
-        torch.manual_seed(1_000_003 * seed + epoch)
-        loss = _one_epoch(network, DataLoader(train, batch_size, shuffle=True), optimiser, schedule, device)
-        scores, labels = predict(network, val, device)
-        val_loss = functional.cross_entropy(scores, labels).item()
-        if not (math.isfinite(loss) and math.isfinite(val_loss)):
-            raise ValueError(
-                f"epoch {epoch} diverged, loss {loss}, val loss {val_loss}: lower learning_rate from {learning_rate} "
-                "or look for NaN in the images"
+        share = batches(len(train), batch_size, seed, epoch, grades, fabric.global_rank, fabric.world_size)
+        with _memory_named(settings):
+            mean, seconds, waited = _one_epoch(
+                fabric, model, objective, optimiser, schedule, train, share, accumulate, workers, epoch
             )
-        history.append({
-            "epoch": epoch, "loss": loss, "val_loss": val_loss,
-            "val_accuracy": (scores.argmax(1) == labels).float().mean().item(),
-            "learning_rate": schedule.get_last_lr()[0],
-        })  # fmt: skip
-        row = history[-1]
-        print("epoch {epoch:3d}  loss {loss:.3f}  val loss {val_loss:.3f}  accuracy {val_accuracy:.3f}".format(**row))
-        states = {name: part.state_dict() for name, part in parts.items()}
-        paths.write(out / "checkpoint.pt", lambda path, states=states: torch.save(states | {"history": history}, path))
+        scores, labels = _predicted(fabric, network, val, len(share[0]), workers)
+        losses, terms = objective(scores, labels)
+        answers = objectives.answers(scores, loss)
+        row = {
+            "epoch": epoch, "loss": mean, "val_loss": (losses.sum() / terms.sum()).item(),
+            "val_accuracy": (answers == labels).float().mean().item(), "val_kappa": objectives.kappa(answers, labels),
+            "learning_rate": schedule.get_last_lr()[0], "seconds": seconds, "wait_share": waited / seconds,
+        }  # fmt: skip
+        if not math.isfinite(row["val_loss"]):
+            raise ValueError(
+                f"epoch {epoch}: loss {mean:g}, then val loss {row['val_loss']}; lower learning_rate. {KEPT}"
+            )
+        if select == "kappa" and row["val_kappa"] > max((old["val_kappa"] for old in history), default=-math.inf):
+            best = {name: value.clone() for name, value in network.state_dict().items()}
+        history.append(row)
+        if fabric.is_global_zero:
+            report(history) if report else print(LINE.format(**row))
+            states = {name: part.state_dict() for name, part in parts.items()} | {"history": history, "best": best}
+            paths.write(out / "checkpoint.pt", lambda path, states=states: torch.save(states, path))
 
+    if best:
+        network.load_state_dict(best)
     network.eval()
-    table = pd.DataFrame(history)
-    weights = {name: value.contiguous() for name, value in network.state_dict().items()}
-    paths.write(out / "weights.safetensors", lambda path: save_file(weights, path))
-    paths.write(out / "history.csv", lambda path: table.to_csv(path, index=False))
-    paths.write(out / "metrics.json", lambda path: path.write_text(json.dumps(history[-1], indent=1)))
-    return table
+    kept = max(history, key=lambda row: row["val_kappa"]) if select == "kappa" else history[-1]
+    history = [row | {"kept": row is kept} for row in history]
+    if fabric.is_global_zero:
+        _keep(network, history, out)
+    fabric.barrier()
+    return pd.DataFrame(history)
 
 
-def _claim(out, settings):
-    """Make `out` the folder of a run with `settings`; move aside what another run left there."""
-    settings = json.loads(json.dumps(settings))
-    try:
-        same = json.loads((out / "config.json").read_text()) == settings
-    except (FileNotFoundError, ValueError):
-        same = False
-    if out.exists() and not same:
-        aside = next(path for i in range(1, 10_000) if not (path := out.with_name(f"{out.name}.{i}")).exists())
-        out.rename(aside)
-        print(f"{out.name} held a run with another configuration, kept as {aside.name}")
-    out.mkdir(parents=True, exist_ok=True)
-    paths.write(out / "config.json", lambda path: path.write_text(json.dumps(settings, indent=1)))
+def fit_head(network, train, val, out, *, strengths=(0.01, 0.03, 0.1), config=None, device="cpu"):
+    """Fit only the grade kernels of a pretrained `network`, by logistic regression on its radiomic sequences.
 
-
-def _one_epoch(network, batches, optimiser, schedule, device):
-    """One pass over the batches; returns the mean loss of the examples."""
-    network.train()
-    total = 0.0
-    for images, labels in batches:
-        images = images.to(device, memory_format=torch.channels_last)
-        loss = functional.cross_entropy(network(images), labels.to(device))
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        schedule.step()
-        total += loss.item() * len(labels)
-    return total / len(batches.dataset)
+    The scores are affine in the sequence, S = W s + b; with frozen features the cross-entropy is convex and needs no
+    epochs. Every photograph of `train` (as of `fit`, with `normalise` or float32) and its mirror image count. The
+    penalty C is the one of `strengths` with the least cross-entropy in five-fold cross-validation over the photographs;
+    the standardisation of the sequences is taken into W and b. Leaves in `out` what `fit` leaves, but no checkpoint,
+    and returns a history of one row. Raises ValueError for an unfinished run in `out`.
+    """
+    out, settings = Path(out), {"strengths": list(strengths), "network": type(network).__name__, **(config or {})}
+    if refusal := _claim(out, settings):
+        raise ValueError(refusal)
+    network.to(device).eval()
+    sequences, grades = _sequences(network, train, device)
+    groups = np.tile(np.arange(len(train)), 2)
+    folds = StratifiedGroupKFold(5, shuffle=True, random_state=0).split(sequences, grades, groups)
+    steps = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    grid = {"logisticregression__C": list(strengths)}
+    search = GridSearchCV(steps, grid, scoring="neg_log_loss", cv=list(folds)).fit(sequences, grades)
+    scaler, model = (step for _, step in search.best_estimator_.steps)
+    weight = model.coef_ / scaler.scale_
+    with torch.no_grad():
+        network.head.weight.copy_(torch.from_numpy(weight)[:, :, None, None])
+        network.head.bias.copy_(torch.from_numpy(model.intercept_ - weight @ scaler.mean_))
+    scores, labels = predict(network, val, device)
+    answers = scores.argmax(1)
+    row = {"epoch": 1, "loss": -search.best_score_, "val_loss": functional.cross_entropy(scores, labels).item()}
+    row |= {"val_accuracy": (answers == labels).float().mean().item(), "val_kappa": objectives.kappa(answers, labels)}
+    return _keep(network, [row | {"C": model.C, "kept": True}], out)
 
 
 @torch.no_grad()
-def predict(network, dataset, device="cpu", batch_size=256):
-    """Scores (n, N) and labels (n,) of a whole dataset, in its order, on the CPU; leaves evaluation mode on."""
+def _sequences(network, train, device):
+    """The radiomic sequences (2n, K) of a dataset and of its mirror images, and the grades (2n,), as arrays."""
+    found = []
+    for images, labels in _arriving(DataLoader(train, 16), train, device):
+        found.append([network.sequence(images).cpu(), network.sequence(images.flip(3)).cpu(), labels.cpu()])
+    plain, mirrored, labels = (torch.cat(part).numpy() for part in zip(*found, strict=True))
+    return np.concatenate([plain, mirrored]), np.tile(labels, 2)
+
+
+def _keep(network, history, out):
+    """Write the weights, the history and its kept row as metrics; returns the history as a table."""
+    table, kept = pd.DataFrame(history), next(row for row in history if row["kept"])
+    weights = {name: value.contiguous() for name, value in network.state_dict().items()}
+    paths.write(out / "weights.safetensors", lambda path: save_file(weights, path))
+    paths.write(out / "history.csv", lambda path: table.to_csv(path, index=False))
+    paths.write(out / "metrics.json", lambda path: path.write_text(json.dumps(kept, indent=1)))
+    return table
+
+
+def _one_epoch(fabric, model, objective, optimiser, schedule, train, share, accumulate, workers, epoch):
+    """One pass over this process' `share` of the batches: the mean loss of all, the seconds, and those it waited."""
+    model.train()
+    start, waited, sums = time.perf_counter(), 0.0, torch.zeros(2, dtype=torch.float64)
+    pinned = fabric.device.type == "cuda"
+    loader = DataLoader(Seeded(train), batch_sampler=share, num_workers=workers, pin_memory=pinned)
+    arriving = _arriving(loader, train, fabric.device)
+    torch.manual_seed(share[0][0][0])  # dropout's generator on a GPU; on the CPU, below
+    for number, keys in enumerate(share, 1):
+        asked = time.perf_counter()
+        images, labels = next(arriving)
+        waited += time.perf_counter() - asked
+        torch.default_generator.manual_seed(keys[0][0])
+
+        optimiser.zero_grad()
+        losses, terms = [], 0
+        for x, y in (pieces := list(zip(images.chunk(accumulate), labels.chunk(accumulate), strict=True))):
+            with fabric.no_backward_sync(model, enabled=len(losses) < len(pieces) - 1):
+                loss, weight = objective(model(x), y)
+                fabric.backward(loss.sum())
+            losses.append(loss.detach())
+            terms += weight.sum()
+        losses = torch.cat(losses)
+        batch = fabric.all_reduce(torch.stack([losses.sum(), terms]), reduce_op="sum")
+        if not batch.isfinite().all():
+            bad = [keys[i][1] for i in (~images.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()]
+            why = f"images {bad[:8]} of train are not finite" if bad else "lower learning_rate"
+            raise ValueError(f"epoch {epoch}, batch {number} of {len(share)}: loss {batch[0]:g}; {why}. {KEPT}")
+        for parameter in model.parameters():  # from the sum, averaged over processes, to the mean over the batch
+            if parameter.grad is not None:
+                parameter.grad *= fabric.world_size / batch[1]
+        optimiser.step()
+        schedule.step()
+        sums += batch.cpu()
+    return (sums[0] / sums[1]).item(), time.perf_counter() - start, waited
+
+
+def batches(count, batch_size, seed, epoch, grades=None, rank=0, world=1):
+    """The share of process `rank` of `world` in each batch of an epoch: lists of [seed of the example, its index].
+
+    Every one of `count` examples once, in random order; with their `grades` (count,) int64, as many are drawn with
+    replacement, every grade equally often. Batches are even, at most `batch_size`; they do not depend on `world`.
+    """
+    generator = torch.Generator().manual_seed(1_000_003 * seed + epoch)
+    if grades is None:
+        order = torch.randperm(count, generator=generator)
+    else:
+        order = torch.multinomial(1 / grades.bincount()[grades], count, replacement=True, generator=generator)
+    seeds = torch.randint(2**62, (count,), generator=generator)
+    keys = torch.stack([seeds, order], 1)
+    return [batch[rank::world].tolist() for batch in keys.tensor_split(-(-count // batch_size))]
+
+
+class Seeded(Dataset):
+    """`dataset` read by [seed, index]: what an example draws from PyTorch's generator depends on the seed alone."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __getitem__(self, key):
+        torch.default_generator.manual_seed(key[0])
+        return self.dataset[key[1]]
+
+
+def _arriving(loader, dataset, device):
+    """The batches of a loader on the device, images as float32."""
+    for images, labels in loader:
+        images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+        yield dataset.normalise(images) if images.dtype == torch.uint8 else images, labels.to(device)
+
+
+@torch.no_grad()
+def predict(network, dataset, device="cpu", batch_size=256, workers=0, only=None):
+    """Scores (n, N) and labels (n,) of a dataset, in its order, or of the indices `only`, on the CPU.
+
+    The network is left in evaluation mode.
+    """
     network.eval()
-    batches = [(network(images.to(device)).cpu(), labels) for images, labels in DataLoader(dataset, batch_size)]
-    scores, labels = zip(*batches, strict=True)
+    arriving = _arriving(DataLoader(dataset, batch_size, sampler=only, num_workers=workers), dataset, device)
+    scores, labels = zip(*[(network(images).cpu(), labels.cpu()) for images, labels in arriving], strict=True)
     return torch.cat(scores), torch.cat(labels)
+
+
+def _predicted(fabric, network, val, batch_size, workers):
+    """`predict` with every process taking its share; all get the whole."""
+    rank, world = fabric.global_rank, fabric.world_size
+    if world > 1:
+        for buffer in filter(torch.is_floating_point, network.buffers()):  # running statistics: the processes' mean
+            fabric.all_reduce(buffer)
+    found = []
+    for part in predict(network, val, fabric.device, batch_size, workers, range(rank, len(val), world)):
+        whole = part.new_zeros(len(val), *part.shape[1:])
+        whole[rank::world] = part
+        found.append(fabric.all_reduce(whole, reduce_op="sum").cpu())
+    return found
 
 
 def load(network, folder, notebook):
     """`network` with the weights of the run in `folder`, in evaluation mode, and the run's configuration.
 
     Raises FileNotFoundError, naming the `notebook` that makes them, where there are none, and ValueError where they
-    are another network's.
+    are damaged or another network's.
     """
-    folder = Path(folder)
-    if not (folder / "weights.safetensors").exists():
-        raise FileNotFoundError(
-            f"no finished training in {folder}: run notebook {notebook} first, with the same run name"
-        )
-    weights = load_file(folder / "weights.safetensors")
+    path = Path(folder) / "weights.safetensors"
+    if not path.exists():
+        raise FileNotFoundError(f"no finished training in {folder}: run notebook {notebook} first, with this run name")
     try:
-        network.load_state_dict(weights)
+        network.load_state_dict(load_file(path))
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}): delete {folder} and run notebook {notebook} again") from error
     except RuntimeError as error:
-        lines = str(error).splitlines()
-        raise ValueError(
-            f"the weights in {folder} are not a {type(network).__name__}'s: {' '.join(lines[1:3])}"
-        ) from error
-    return network.eval(), json.loads((folder / "config.json").read_text())
+        lines = " ".join(str(error).splitlines()[1:3])
+        raise ValueError(f"the weights in {folder} are not a {type(network).__name__}'s: {lines}") from error
+    return network.eval(), json.loads((Path(folder) / "config.json").read_text())
+
+
+def _one(device):
+    device = torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {device}, and PyTorch finds no GPU (torch.cuda.is_available() is False): take "
+                         "device='cpu', or install the PyTorch that fits this machine's driver")  # fmt: skip
+    return Fabric(accelerator=device.type, devices=[device.index] if device.index else 1)
+
+
+def _check(settings, network, train, val, fabric):
+    """Refuse, before anything is written, what cannot be trained."""
+    for name in ("epochs", "batch_size", "accumulate", "train", "val"):
+        if settings[name] < 1:
+            raise ValueError(f"{name}: {settings[name]}, and at least 1 is needed")
+    for name, known in (("loss", list(objectives.LOSSES)), ("select", ["last", "kappa"])):
+        if settings[name] not in known:
+            raise ValueError(f"{name} is {settings[name]!r}; choose one of {', '.join(known)}")
+    smallest, processes = len(train) // -(-len(train) // settings["batch_size"]), fabric.world_size
+    if processes > min(smallest, len(val)):
+        raise ValueError(f"{processes} processes cannot share a batch of {smallest} or validate on {len(val)}: start "
+                         f"fewer, or raise batch_size from {settings['batch_size']}")  # fmt: skip
+    grades = getattr(train, "grades", None)
+    if grades is None and settings["balanced"]:
+        raise ValueError("balanced needs train.grades, the label of every example, int64")
+    if grades is not None:
+        classes = predict(network, val, fabric.device, only=[0])[0].shape[1]
+        counts = grades.bincount(minlength=classes).tolist()
+        if len(counts) > classes or 0 in counts:
+            raise ValueError(f"train has {counts} examples of the grades 0, 1, ..., and the network answers 0 to "
+                             f"{classes - 1}: each needs one. Add examples, or build another network")  # fmt: skip
+
+
+def _claim(out, settings):
+    """Make `out` the folder of a run with `settings`, another finished one moved aside; returns why that cannot be."""
+    settings = json.loads(json.dumps(settings))
+    try:
+        found = json.loads((out / "config.json").read_text())
+    except (FileNotFoundError, ValueError):
+        found = None
+    if found == settings:
+        return ""
+    if isinstance(found, dict) and (out / "checkpoint.pt").exists() and not (out / "weights.safetensors").exists():
+        pairs = {name: (found.get(name), settings.get(name)) for name in sorted(found | settings)}
+        changed = ", ".join(f"{name} {old!r} -> {new!r}" for name, (old, new) in pairs.items() if old != new)
+        return (f"{out} holds an unfinished run with other settings: {changed}. Set them back to continue it; to begin "
+                "anew, delete the folder or choose another run name")  # fmt: skip
+    if out.exists():
+        aside = next(path for i in range(1, 10_000) if not (path := out.with_name(f"{out.name}.{i}")).exists())
+        out.rename(aside)
+        print(f"{out.name} held a run with another configuration, kept as {aside.name}")
+    out.mkdir(parents=True, exist_ok=True)
+    paths.write(out / "config.json", lambda path: path.write_text(json.dumps(settings, indent=1)))
+    return ""
+
+
+def _resume(path, parts, device):
+    """Fill `parts` from the checkpoint, where there is one; returns the history and the best weights so far."""
+    if not path.exists():
+        return [], None
+    try:
+        checkpoint = torch.load(path, map_location=device, weights_only=True)
+        for name, part in parts.items():
+            part.load_state_dict(checkpoint[name])
+        return checkpoint["history"], checkpoint["best"]
+    except Exception as error:
+        advice = f"delete {path.parent} to train anew"
+        raise ValueError(f"{path} is damaged or another network's ({error}): {advice}") from error
+
+
+@contextmanager
+def _memory_named(settings):
+    try:
+        yield
+    except RuntimeError as error:
+        if not re.search("out of memory|allocate memory|not enough memory", str(error)):
+            raise
+        now = ", ".join(f"{name} {settings[name]}" for name in ("batch_size", "accumulate", "precision"))
+        raise MemoryError(f"out of memory with {now}: raise accumulate, lower batch_size or the photographs' size, or "
+                          "give Fabric(precision='bf16-mixed')") from error  # fmt: skip

@@ -25,7 +25,8 @@ def collection(tmp_path_factory):
 
 @cache
 def photograph(grade, seed):
-    return phantom.photograph(grade, seed, 128)
+    image, masks = phantom.photograph(grade, seed, 128)
+    return image, {name: masks[name] for name in phantom.LESIONS}
 
 
 def lesions(grade, seed):
@@ -40,7 +41,7 @@ def test_equal_arguments_give_equal_pixels_and_every_argument_matters():
     image, masks = phantom.photograph(3, 5, 96, "left")
     again, masks_again = phantom.photograph(3, 5, 96, "left")
     assert image.dtype == np.uint8 and image.shape == (96, 96, 3) and np.array_equal(image, again)
-    assert tuple(masks) == phantom.LESIONS and all(m.dtype == bool and m.shape == (96, 96) for m in masks.values())
+    assert tuple(masks) == phantom.MASKS and all(m.dtype == bool and m.shape == (96, 96) for m in masks.values())
     assert all(np.array_equal(masks[name], masks_again[name]) for name in masks)
     assert phantom.photograph(3, 5, 97, "left")[0].shape == (97, 97, 3)
     for other in ((2, 5, 96, "left"), (3, 6, 96, "left"), (3, 5, 96, "right")):
@@ -116,6 +117,16 @@ def test_the_disc_lies_nasally_and_the_fovea_temporally():
             assert nasal * (brightest[1] - 64) > 20 and abs(brightest[0] - 64) < 16
 
 
+def test_the_optic_disc_is_known_the_same_in_every_grade_and_brighter_than_its_surroundings():
+    for seed in SEEDS:
+        image, masks = phantom.photograph(0, seed, 128)
+        disc = masks["optic_disc"]
+        assert 0.01 < disc.mean() < 0.06 and disc[:, :70].sum() == 0
+        ring = binary_dilation(disc, iterations=8) & ~binary_dilation(disc, iterations=3)
+        assert image[disc].mean() > image[ring].mean() + 20
+        assert np.array_equal(disc, phantom.photograph(4, seed, 128)[1]["optic_disc"])
+
+
 def test_the_retina_fills_the_frame_on_black_and_darkens_to_the_rim():
     radius = np.hypot(*(np.mgrid[:128, :128] - 63.5))
     for seed in SEEDS:
@@ -152,7 +163,7 @@ def test_masks_lie_on_the_photograph_and_belong_to_its_grade(collection):
         image = np.asarray(Image.open(collection / "train" / f"{name}.jpeg")).astype(int)
         masks = phantom.read_masks(collection / "masks" / f"{name}.png")
         lit = image.max(axis=2) > 25
-        any_lesion = np.any(list(masks.values()), axis=0)
+        any_lesion = np.any([masks[lesion] for lesion in phantom.LESIONS], axis=0)
         assert any_lesion.shape == image.shape[:2] and any_lesion.any() == (level > 0)
         assert (any_lesion & lit).sum() >= 0.98 * any_lesion.sum()
         if masks[HE].sum() > 20:  # yellow beside the orange round about

@@ -1,21 +1,28 @@
-"""Training against a re-implementation in NumPy, interrupted wherever it writes, on networks of a few weights."""
+"""Training against a re-implementation in NumPy, interrupted wherever it writes, killed, and on two processes."""
 
 import json
 import math
 import os
+import pickle
+import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from lightning_fabric import Fabric
 from safetensors.torch import load_file
 from torch import nn
 
-from lib import paths, training
+from lib import objectives, paths, training
 from lib.networks import AllConvNet
+
+COLUMNS = ["epoch", "loss", "val_loss", "val_accuracy", "val_kappa", "learning_rate", "seconds", "wait_share", "kept"]
+FOLDERS = os.pathsep.join([str(paths.ROOT), str(paths.ROOT / "tests")])
 
 
 class Examples(torch.utils.data.Dataset):
@@ -38,6 +45,14 @@ class Examples(torch.utils.data.Dataset):
         return (image.flip(2) if self.flips and torch.rand(()) < 0.5 else image), int(self.labels[i])
 
 
+class Graded(Examples):
+    """Examples whose labels are known without reading them: 6, 3 and 1 of ten are of class 0, 1 and 2."""
+
+    def __init__(self, n=10, **options):
+        super().__init__(n, **options)
+        self.labels = self.grades = torch.tensor([0, 0, 1, 0, 0, 1, 0, 1, 0, 2]).repeat(n // 10)
+
+
 def network(seed=0):
     """Every kind of state there is: weights, running means, a counter, and dropout's draws."""
     torch.manual_seed(seed)
@@ -50,6 +65,17 @@ def fit(out, net=None, train=None, **changes):
     arguments = {"epochs": 3, "batch_size": 4, "seed": 5, "config": {"channels": (4,)}} | changes
     net = net or network()
     return net, training.fit(net, train or Examples(), Examples(7, flips=False), out, **arguments)
+
+
+def plain():
+    """A network in which an example's score does not depend on the others, in float64."""
+    torch.manual_seed(3)
+    layers = nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)
+    return nn.Sequential(*layers).double()
+
+
+def assert_same_history(a, b):
+    pd.testing.assert_frame_equal(*(t.drop(columns=["seconds", "wait_share"]) for t in (a, b)), check_exact=True)
 
 
 def contents(folder):
@@ -107,7 +133,7 @@ def test_the_history_and_the_weights_are_those_of_adamw_and_one_cycle_written_ou
     total, step = epochs * math.ceil(len(x) / size), 0
     for epoch, order in enumerate(np.reshape(train.order, (epochs, len(x)))):
         summed = 0
-        for batch in (order[start : start + size] for start in range(0, len(x), size)):
+        for batch in np.array_split(order, math.ceil(len(x) / size)):
             loss, slope = cross_entropy(x[batch] @ parameters[0].T + parameters[1], y[batch])
             summed += loss * len(batch)
             lr, beta = one_cycle(step, total, rate), one_cycle_momentum(step, total)
@@ -125,7 +151,7 @@ def test_the_history_and_the_weights_are_those_of_adamw_and_one_cycle_written_ou
             "val_accuracy": np.mean(scores.argmax(1) == val.labels.numpy()),
             "learning_rate": one_cycle(step, total, rate),
         }
-        assert table.loc[epoch].to_dict() == pytest.approx(expected, rel=1e-6)
+        assert table.loc[epoch, list(expected)].to_dict() == pytest.approx(expected, rel=1e-6)
     np.testing.assert_allclose(net[1].weight.detach(), parameters[0], rtol=1e-9)
     np.testing.assert_allclose(net[1].bias.detach(), parameters[1], rtol=1e-9)
 
@@ -149,7 +175,7 @@ def test_the_result_does_not_depend_on_pytorchs_global_generator_nor_moves_it(tm
     _, table = fit(tmp_path / "run", net)
     assert torch.equal(torch.get_rng_state(), before)
     assert_same_weights(net.state_dict(), undisturbed[0].state_dict())
-    pd.testing.assert_frame_equal(table, undisturbed[1], check_exact=True)
+    assert_same_history(table, undisturbed[1])
 
 
 def test_it_leaves_the_four_files_and_the_checkpoint_and_prints_a_line_an_epoch(tmp_path, capsys):
@@ -162,12 +188,15 @@ def test_it_leaves_the_four_files_and_the_checkpoint_and_prints_a_line_an_epoch(
     names = {"weights.safetensors", "history.csv", "metrics.json", "config.json", "checkpoint.pt"}
     assert set(contents(out)) == names
     assert_same_weights(load_file(out / "weights.safetensors"), net.state_dict())
-    assert list(table) == ["epoch", "loss", "val_loss", "val_accuracy", "learning_rate"]
+    assert list(table) == COLUMNS
+    assert table.kept.tolist() == [False, False, True]
+    assert (table.seconds > 0).all() and table.wait_share.between(0, 1).all()
     pd.testing.assert_frame_equal(pd.read_csv(out / "history.csv"), table)
     assert json.loads((out / "metrics.json").read_text()) == table.loc[2].to_dict()
     assert json.loads((out / "config.json").read_text()) == {
-        "epochs": 3, "batch_size": 4, "learning_rate": 3e-3, "seed": 5,
-        "network": "Sequential", "train": 10, "val": 7, "channels": [4],
+        "epochs": 3, "batch_size": 4, "learning_rate": 3e-3, "seed": 5, "loss": "cross-entropy", "balanced": False,
+        "select": "last", "accumulate": 1, "precision": "32-true", "network": "Sequential", "train": 10, "val": 7,
+        "channels": [4],
     }  # fmt: skip
     assert not net.training
 
@@ -188,7 +217,7 @@ def test_interrupted_at_any_example_it_continues_to_the_weights_of_an_undisturbe
     assert len(again.order) == 30 - 10 * whole
     assert (f"continues after epoch {whole} of 3" in capsys.readouterr().out) == (whole > 0)
     assert_same_weights(net.state_dict(), undisturbed[0].state_dict())
-    pd.testing.assert_frame_equal(table, undisturbed[1], check_exact=True)
+    assert_same_history(table, undisturbed[1])
     assert not (tmp_path / "run.1").exists()
 
 
@@ -219,10 +248,11 @@ def test_stopped_beside_any_write_nothing_half_made_is_taken_for_whole(tmp_path,
             training.load(network(), out, "04")
     net, table = fit(out, network(seed=1 if (out / "checkpoint.pt").exists() else 0))
     assert_same_weights(net.state_dict(), undisturbed[0].state_dict())
-    pd.testing.assert_frame_equal(table, undisturbed[1], check_exact=True)
+    assert_same_history(table, undisturbed[1])
     assert contents(out).keys() == contents(undisturbed[2]).keys()
 
 
+@pytest.mark.slow
 def test_killed_while_it_writes_a_checkpoint_it_continues_from_the_one_before(tmp_path, undisturbed):
     out = tmp_path / "run"
     program = f"""
@@ -242,8 +272,7 @@ def dying(states, path):
 torch.save = dying
 test_training.fit({str(out)!r})
 """
-    folders = os.pathsep.join([str(paths.ROOT), str(paths.ROOT / "tests")])
-    killed = subprocess.run([sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": folders})
+    killed = subprocess.run([sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": FOLDERS})
     assert killed.returncode == -signal.SIGKILL
     assert set(contents(out)) == {"config.json", "checkpoint.pt", "checkpoint.pt.part"}
 
@@ -251,7 +280,7 @@ test_training.fit({str(out)!r})
     net, table = fit(out, network(seed=1), again)
     assert len(again.order) == 20
     assert_same_weights(net.state_dict(), undisturbed[0].state_dict())
-    pd.testing.assert_frame_equal(table, undisturbed[1], check_exact=True)
+    assert_same_history(table, undisturbed[1])
 
 
 def test_a_finished_run_is_loaded_and_not_repeated(tmp_path, capsys):
@@ -332,15 +361,34 @@ def test_a_checkpoint_of_another_network_is_not_continued(tmp_path):
 def test_nan_in_an_image_stops_training_before_its_weights_are_kept(tmp_path):
     train = Examples()
     train.images[4] = math.nan
-    with pytest.raises(ValueError, match=r"epoch 1 diverged, loss nan.*lower learning_rate from 0\.003"):
+    with pytest.raises(
+        ValueError, match=r"epoch 1, batch \d of 3: loss nan; images \[4\] of train are not finite\. The checkpoint"
+    ):
         fit(tmp_path / "run", train=train)
     assert set(contents(tmp_path / "run")) == {"config.json"}
+
+
+def test_nan_in_the_third_epoch_leaves_the_second_to_be_continued(tmp_path, undisturbed):
+    class Failing(Examples):
+        def __getitem__(self, i):
+            image, label = super().__getitem__(i)
+            return image * (math.nan if len(self.order) == 25 else 1), label
+
+    out, train = tmp_path / "run", Failing()
+    with pytest.raises(ValueError, match="epoch 3, batch 2 of 3: loss nan") as caught:
+        fit(out, train=train)
+    assert f"images [{train.order[24]}] of train are not finite" in str(caught.value)
+    again = Examples()
+    net, table = fit(out, network(seed=1), again)
+    assert len(again.order) == 10
+    assert_same_weights(net.state_dict(), undisturbed[0].state_dict())
+    assert_same_history(table, undisturbed[1])
 
 
 def test_a_last_step_that_diverges_is_not_kept_though_the_loss_before_it_was_finite(tmp_path):
     net, val = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), Examples(7)
     val.images *= 1e12
-    with pytest.raises(ValueError, match=r"epoch 1 diverged, loss \d.*val loss (nan|inf).*1e\+34"):
+    with pytest.raises(ValueError, match=r"epoch 1: loss \d.*, then val loss (nan|inf); lower learning_rate"):
         training.fit(net, Examples(), val, tmp_path / "run", epochs=1, batch_size=10, learning_rate=1e34)
     assert set(contents(tmp_path / "run")) == {"config.json"}
 
@@ -348,14 +396,19 @@ def test_a_last_step_that_diverges_is_not_kept_though_the_loss_before_it_was_fin
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"epochs": 0}, "epochs is 0"),
-        ({"epochs": -1}, "epochs is -1"),
-        ({"batch_size": 0}, "batch_size is 0"),
-        ({"train": Examples(0)}, "train's length is 0"),
-        ({"val": Examples(0)}, "val's length is 0"),
+        ({"epochs": 0}, "epochs: 0, and at least 1"),
+        ({"epochs": -1}, "epochs: -1, and at least 1"),
+        ({"batch_size": 0}, "batch_size: 0, and at least 1"),
+        ({"accumulate": 0}, "accumulate: 0, and at least 1"),
+        ({"train": Examples(0)}, "train: 0, and at least 1"),
+        ({"val": Examples(0)}, "val: 0, and at least 1"),
+        ({"loss": "mse"}, "loss is 'mse'; choose one of cross-entropy, label-smoothing, corn, expected-grade"),
+        ({"select": "test"}, "select is 'test'; choose one of last, kappa"),
+        ({"balanced": True}, "balanced needs train.grades"),
+        ({"train": Graded(5)}, r"train has \[0, 0, 0\] examples of the grades"),
     ],
 )
-def test_a_count_below_one_is_refused_before_anything_is_written(tmp_path, change, message):
+def test_what_cannot_be_trained_is_refused_before_anything_is_written(tmp_path, change, message):
     arguments = {"train": Examples(), "val": Examples(), "epochs": 1} | change
     with pytest.raises(ValueError, match=message):
         training.fit(network(), out=tmp_path / "run", **arguments)
@@ -391,6 +444,266 @@ def test_load_names_the_notebook_where_no_training_finished(tmp_path):
         training.load(network(), tmp_path, "04_radiomic_sequencer")
 
 
+@pytest.mark.parametrize("content", [b"", b"\0" * 100, pickle.dumps({"0.weight": 1}), None])
+def test_load_names_weights_that_are_damaged_or_no_weights(tmp_path, undisturbed, content):
+    out = tmp_path / "run"
+    shutil.copytree(undisturbed[2], out)
+    whole = (out / "weights.safetensors").read_bytes()
+    (out / "weights.safetensors").write_bytes(whole[:-8] if content is None else content)
+    with pytest.raises(ValueError, match=r"weights\.safetensors is damaged.*delete .*run and run notebook 04 again"):
+        training.load(network(), out, "04")
+
+
 def test_load_names_the_weights_that_are_another_networks(undisturbed):
     with pytest.raises(ValueError, match=r"not a AllConvNet's: .*head\.weight"):
         training.load(AllConvNet(3, 1, (4,)), undisturbed[2], "02")
+
+
+def test_an_unfinished_run_with_other_settings_is_refused_and_the_differences_are_listed(tmp_path, undisturbed):
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        fit(out, train=Examples(stop=15))
+    before = contents(out)
+    with pytest.raises(
+        ValueError, match=r"run holds an unfinished run with other settings: (.*)\. Set them back"
+    ) as caught:
+        fit(out, batch_size=5, config={"fingerprint": "b"})
+    listed = "batch_size 4 -> 5, channels [4] -> None, fingerprint None -> 'b'. Set them back"
+    assert listed in str(caught.value) and "delete the folder or choose another run name" in str(caught.value)
+    assert contents(out) == before and not (tmp_path / "run.1").exists()
+    net, _ = fit(out, network(seed=1))
+    assert_same_weights(net.state_dict(), undisturbed[0].state_dict())
+
+
+def test_a_run_stopped_in_its_first_epoch_has_nothing_to_lose(tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        fit(out, train=Examples(stop=5))
+    _, table = fit(out, batch_size=5)
+    assert len(table) == 3
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_with_the_weights_of_an_undisturbed_run(tmp_path):
+    options = {"epochs": 12, "batch_size": 20, "balanced": True, "select": "kappa", "loss": "corn"}
+    net, table = fit(tmp_path / "whole", train=Graded(400), **options)
+    program = "import sys, test_training as t; t.fit(sys.argv[1], train=t.Graded(400), **eval(sys.argv[2]))"
+    command = [sys.executable, "-u", "-c", program, str(tmp_path / "killed"), str(options)]
+    rng, epochs = np.random.default_rng(), []
+    for _ in range(2):
+        process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": FOLDERS}, stdout=subprocess.PIPE, text=True)
+        for _ in range(rng.integers(2, 5)):
+            process.stdout.readline()
+        time.sleep(rng.uniform(0, 2 * table.seconds.median()))
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+        epochs.append(len(torch.load(tmp_path / "killed" / "checkpoint.pt")["history"]))
+    assert 1 <= epochs[0] <= epochs[1] < 12
+    killed, again = fit(tmp_path / "killed", train=Graded(400), **options)
+    assert_same_weights(killed.state_dict(), net.state_dict())
+    assert_same_history(again, table)
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_loss_curve_and_weights_of_one(tmp_path):
+    command = [sys.executable, str(paths.ROOT / "tests" / "two_processes.py"), "2", str(tmp_path / "2")]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": FOLDERS}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    import two_processes
+
+    two_processes.main(1, tmp_path / "1")
+    cases = sorted(folder.name for folder in (tmp_path / "2").iterdir())
+    assert cases == ["accumulated", "balanced", "continued", "corn", "float32", "plain"]
+    assert done.stdout.count("epoch   1 ") == len(cases)  # one process prints
+    for case in cases:
+        one, two = (tmp_path / processes / case for processes in ("1", "2"))
+        assert (one / "config.json").read_bytes() == (two / "config.json").read_bytes()
+        a, b = (pd.read_csv(folder / "history.csv").drop(columns=["seconds", "wait_share"]) for folder in (one, two))
+        pd.testing.assert_frame_equal(a, b, rtol=2e-4 if case == "float32" else 1e-9, atol=0)
+        tolerance = {"rtol": 1e-2, "atol": 1e-3} if case == "float32" else {"rtol": 1e-7, "atol": 1e-9}
+        weights = (load_file(folder / "weights.safetensors") for folder in (two, one))
+        torch.testing.assert_close(*weights, **tolerance)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+@pytest.mark.parametrize("grades", [None, Graded(20).grades])
+def test_the_processes_share_every_batch_and_none_is_larger_than_asked_for(world, grades):
+    whole = training.batches(20, 6, seed=1, epoch=2, grades=grades)
+    shares = [training.batches(20, 6, 1, 2, grades, rank, world) for rank in range(world)]
+    together = [sorted(key for part in parts for key in part) for parts in zip(*shares, strict=True)]
+    assert together == [sorted(batch) for batch in whole]
+    assert [len(batch) for batch in whole] == [5, 5, 5, 5]
+    assert (max(len(part) for share in shares for part in share)) == math.ceil(5 / world)
+    for seed, epoch in ((1, 3), (2, 2)):
+        assert training.batches(20, 6, seed, epoch, grades) != whole
+
+
+def test_balanced_batches_hold_every_grade_equally_often():
+    grades = torch.arange(1000) // 10 % 10 // 9 + torch.arange(1000) // 990  # 900 of 0, 90 of 1, 10 of 2
+    assert grades.bincount().tolist() == [900, 90, 10]
+    drawn = [
+        index for epoch in range(3) for batch in training.batches(1000, 32, 0, epoch, grades) for _, index in batch
+    ]
+    assert len(drawn) == 3000
+    assert (grades[drawn].bincount() - 1000).abs().max() < 150  # 5.8 deviations of a fair draw
+    assert len(set(drawn)) > 650 and min(torch.tensor(drawn).bincount(minlength=1000)[990:]) > 50
+
+
+def test_an_example_drawn_twice_is_flipped_anew_and_the_same_wherever_it_is_drawn():
+    train = Examples()
+    keys = [key for epoch in range(100) for batch in training.batches(10, 4, 0, epoch) for key in batch]
+    assert len({seed for seed, _ in keys}) == 1000
+    flipped = [not torch.equal(training.Seeded(train)[key][0], train.images[key[1]]) for key in keys]
+    assert 430 < sum(flipped) < 570  # 4.4 deviations of a fair coin
+    torch.rand(7)
+    assert flipped == [not torch.equal(training.Seeded(train)[key][0], train.images[key[1]]) for key in keys]
+
+
+def test_processes_that_load_change_nothing_not_even_dropout(tmp_path, undisturbed):
+    net, table = fit(tmp_path / "run", workers=2)
+    assert_same_weights(net.state_dict(), undisturbed[0].state_dict())
+    assert_same_history(table, undisturbed[1])
+
+
+@pytest.mark.parametrize("loss", objectives.LOSSES)
+def test_a_step_in_parts_is_the_step_of_the_whole_batch(tmp_path, loss):
+    fitted = []
+    for accumulate in (1, 2, 7):
+        train, val = Graded(20, dtype=torch.float64), Graded(dtype=torch.float64)
+        options = {"epochs": 2, "batch_size": 6, "loss": loss, "accumulate": accumulate}
+        table = training.fit(net := plain(), train, val, tmp_path / str(accumulate), **options)
+        fitted.append((net.state_dict(), table.loc[:, "loss":"learning_rate"]))
+    for weights, table in fitted[1:]:
+        torch.testing.assert_close(weights, fitted[0][0], rtol=1e-9, atol=1e-12)
+        pd.testing.assert_frame_equal(table, fitted[0][1], rtol=1e-9)
+
+
+@pytest.mark.parametrize("loss", objectives.LOSSES)
+def test_the_history_of_every_objective_is_recomputed_from_the_kept_weights(tmp_path, loss):
+    val = Graded(flips=False)
+    table = training.fit(net := network(), Graded(), val, tmp_path / "run", epochs=3, batch_size=4, loss=loss)
+    scores, labels = training.predict(net, val)
+    losses, terms = objectives.LOSSES[loss](scores, labels)
+    last = table.iloc[-1]
+    assert last.val_loss == pytest.approx((losses.sum() / terms.sum()).item(), rel=1e-5)
+    answers = objectives.answers(scores, loss)
+    assert last.val_accuracy == pytest.approx((answers == labels).double().mean().item())
+    assert last.val_kappa == pytest.approx(objectives.kappa(answers, labels))
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["loss"] == loss
+
+
+@pytest.mark.parametrize("stop", [None, 15, 35])
+def test_selection_keeps_the_first_epoch_with_the_highest_kappa_also_after_an_interruption(tmp_path, monkeypatch, stop):
+    kappas, snapshots, net = [0.1, 0.5, 0.5, 0.2], [], network()
+
+    def kappa(answers, labels):
+        snapshots.append({name: value.clone() for name, value in net.state_dict().items()})
+        return kappas[len(snapshots) - 1]
+
+    monkeypatch.setattr(objectives, "kappa", kappa)
+    options, out = {"epochs": 4, "select": "kappa"}, tmp_path / "run"
+    if stop is not None:
+        with pytest.raises(KeyboardInterrupt):
+            fit(out, net, Examples(stop=stop), **options)
+        net = network(seed=1)
+    _, table = fit(out, net, **options)
+    assert table.val_kappa.tolist() == kappas and table.kept.tolist() == [False, True, False, False]
+    assert_same_weights(net.state_dict(), snapshots[1])
+    assert_same_weights(load_file(out / "weights.safetensors"), snapshots[1])
+    assert json.loads((out / "metrics.json").read_text())["epoch"] == 2
+    again, table = fit(out, network(seed=2), Examples(stop=0), **options)
+    assert_same_weights(again.state_dict(), snapshots[1])
+
+
+def test_images_may_come_as_bytes_and_be_normalised_on_the_device(tmp_path):
+    class Bytes(Examples):
+        def __init__(self, n, floats, flips=True):
+            super().__init__(n, flips=flips)
+            self.bytes = (self.images * 40 + 100).clamp(0, 255).byte()
+            self.images = self.normalise(self.bytes) if floats else self.bytes
+
+        def normalise(self, images):
+            return (images.float() / 255 - 0.4) / 0.2
+
+    fitted = []
+    for floats in (False, True):
+        train, val = Bytes(10, floats), Bytes(7, floats, flips=False)
+        table = training.fit(net := network(), train, val, tmp_path / str(floats), epochs=2, batch_size=4)
+        fitted.append((net, table, training.predict(net, val)))
+    assert_same_weights(fitted[0][0].state_dict(), fitted[1][0].state_dict())
+    assert_same_history(fitted[0][1], fitted[1][1])
+    assert torch.equal(fitted[0][2][0], fitted[1][2][0])
+
+
+def test_precision_is_fabrics_word_and_one_of_the_settings(tmp_path):
+    train, val = Graded(40), Graded()
+    tables = {}
+    for precision in ("32-true", "bf16-mixed"):
+        fabric, net = Fabric(accelerator="cpu", devices=1, precision=precision), plain().float()
+        out = tmp_path / precision
+        tables[precision] = training.fit(net, train, val, out, epochs=3, batch_size=10, fabric=fabric)
+        assert json.loads((out / "config.json").read_text())["precision"] == precision
+        assert all(parameter.dtype == torch.float32 for parameter in net.parameters())
+    losses = [table.loss for table in tables.values()]
+    np.testing.assert_allclose(*losses, rtol=0.02)
+    assert (losses[0] != losses[1]).all()
+
+
+def test_a_compiled_network_has_the_same_loss_curve(tmp_path, monkeypatch):
+    asked, compiler = [], torch.compile  # PyTorch's own back end would call a C++ compiler, for minutes
+
+    def traced(net, backend="eager"):
+        asked.append(net)
+        return compiler(net, backend=backend)
+
+    monkeypatch.setattr(torch, "compile", traced)
+    tables = []
+    for compile in (False, True):
+        train, val = Graded(20, dtype=torch.float64), Graded(dtype=torch.float64)
+        table = training.fit(
+            net := plain(), train, val, tmp_path / str(compile), epochs=2, batch_size=10, compile=compile
+        )
+        tables.append(table.loc[:, "loss":"learning_rate"])
+        assert set(load_file(tmp_path / str(compile) / "weights.safetensors")) == set(net.state_dict())
+    pd.testing.assert_frame_equal(*tables, rtol=1e-9)
+    assert asked and all(compiled is net for compiled in asked)
+
+
+@pytest.mark.parametrize("allocator", ["cpu", "cuda"])
+def test_where_memory_runs_out_the_knobs_are_named(tmp_path, allocator):
+    class Greedy(nn.Flatten):
+        def forward(self, x):
+            if self.training and allocator == "cuda":
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 TiB.")
+            return super().forward(x) + (torch.empty(2**50)[:1] if self.training else 0)
+
+    net = nn.Sequential(Greedy(), nn.Linear(16, 3))
+    message = r"batch_size 4, accumulate 2, precision 32-true: raise accumulate, lower batch_size or .*size, or .*bf16"
+    with pytest.raises(MemoryError, match=message):
+        fit(tmp_path / "run", net, accumulate=2)
+
+
+def test_another_error_in_the_network_is_passed_on_as_it_is(tmp_path):
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        fit(tmp_path / "run", nn.Sequential(nn.Flatten(), nn.Linear(15, 3)))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("device", ["cuda", "cuda:1", torch.device("cuda")])
+def test_a_gpu_that_is_not_there_is_named(tmp_path, device):
+    with pytest.raises(ValueError, match=r"device is cuda.*finds no GPU.*device='cpu'"):
+        fit(tmp_path / "run", device=device)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_grade_that_is_missing_from_the_training_part_is_named(tmp_path):
+    train = Graded()
+    train.grades = train.labels = train.labels.clamp(max=1)
+    with pytest.raises(
+        ValueError, match=r"train has \[6, 4, 0\] examples of the grades 0, 1, .*network answers 0 to 2"
+    ):
+        fit(tmp_path / "run", train=train)
+    train.grades = train.labels = torch.arange(10) % 4
+    with pytest.raises(ValueError, match=r"train has \[3, 3, 2, 2\] examples of the grades"):
+        fit(tmp_path / "run", train=train)
+    assert not list(tmp_path.iterdir())
