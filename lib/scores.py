@@ -7,10 +7,11 @@ from sklearn import metrics
 from lib import cam
 
 
-def grading(probabilities, grades):
+def grading(probabilities, grades, predicted=None):
     """The scores of grading diabetic retinopathy, each beside what it is worth without skill, as one dictionary.
 
-    probabilities (n, 5) summing to 1, grades (n,) int in 0..4. Returns accuracy and `majority_rate`, the accuracy of
+    probabilities (n, 5) summing to 1, grades (n,) int in 0..4, predicted (n,), the answers where they are not the
+    likeliest grades. Returns accuracy and `majority_rate`, the accuracy of
     always answering the commonest grade; balanced_accuracy (chance 0.2); kappa, quadratically weighted (chance 0; None
     where one grade is all that is answered and all that is true); auc_referable, the area under the ROC curve of
     grade >= 2 (chance 0.5; None with one side only); recall (5,), None for a grade that does not occur; confusion
@@ -24,7 +25,7 @@ def grading(probabilities, grades):
     labels = list(range(probabilities.shape[1]))
     if not np.isin(grades, labels).all() or not np.isfinite(probabilities).all():
         raise ValueError(f"grades {np.unique(grades)} must lie in 0..{labels[-1]} and all probabilities be finite")
-    predicted = probabilities.argmax(1)
+    predicted = probabilities.argmax(1) if predicted is None else np.asarray(predicted)
     confusion = metrics.confusion_matrix(grades, predicted, labels=labels)
     counts = confusion.sum(1)
     recall = [

@@ -6,8 +6,8 @@ import torch
 from scipy.signal import correlate2d
 from torchvision import models
 
-from lib import cam
-from lib.networks import AllConvNet, RadiomicSequencer, with_gap
+from lib import cam, clear, networks, paths
+from lib.networks import SEQUENCERS, AllConvNet, RadiomicSequencer, with_gap
 
 
 def forward(network, image):
@@ -150,3 +150,56 @@ def test_with_gap_is_the_papers_network_and_has_class_activation_maps(name, size
 def test_with_gap_refuses_networks_of_another_make(name):
     with pytest.raises(ValueError, match="is not built as AlexNet and VGG are"):
         with_gap(models.get_model(name, weights=None), 7)
+
+
+@pytest.mark.parametrize("body", SEQUENCERS)
+def test_every_sequencer_ends_in_one_kernel_a_grade_and_has_attentive_responses(body):
+    torch.manual_seed(1)
+    network, images = SEQUENCERS[body]().eval(), torch.rand(2, 3, 64, 64)
+    assert torch.equal(network(images), torch.zeros(2, 5))  # grade kernels start at zero
+    torch.nn.init.normal_(network.head.weight)
+    scores, responses = clear.attentive_responses(network, images)
+    assert network.head.weight.shape[::2] == (5, 1) and responses.shape == (2, 5, 64, 64)
+    with torch.no_grad():
+        sequence = network.sequence(images)
+        by_hand = sequence @ network.head.weight[:, :, 0, 0].T + network.head.bias
+        torch.testing.assert_close(network(images), by_hand, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(scores, by_hand, rtol=1e-4, atol=1e-4)
+
+
+def test_a_residual_block_is_what_it_adds_to_its_input():
+    torch.manual_seed(2)
+    network, x = SEQUENCERS["residual"]().eval(), torch.rand(1, 32, 7, 9)
+    block = next(layer for layer in network.features if hasattr(layer, "steps"))
+    first, norm_1, _, second, norm_2 = block.steps
+    with torch.no_grad():
+        added = norm_2(second(norm_1(first(x)).clamp(min=0)))
+        torch.testing.assert_close(block(x), (x + added).clamp(min=0))
+
+
+@pytest.fixture
+def imagenet(tmp_path, monkeypatch):
+    torch.manual_seed(3)
+    trained = models.squeezenet1_1(weights=None)
+    torch.save(trained.state_dict(), tmp_path / "squeezenet.pth")
+    monkeypatch.setattr(paths, "dataset", tmp_path.joinpath)
+    return trained.eval(), str(tmp_path / "squeezenet.pth")
+
+
+@pytest.mark.parametrize(("body", "layers"), [("squeezenet", 13), ("squeezenet-frozen", 10)])
+def test_a_pretrained_sequencer_sees_a_photograph_as_imagenets_network_does(imagenet, body, layers):
+    trained, path = imagenet
+    mean, std = torch.rand(2, 3, 1, 1) + 0.1
+    network, origin = networks.sequencer(body, mean, std, path)
+    photograph = torch.rand(1, 3, 96, 80)
+    expected = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[:, :, None, None]
+    with torch.no_grad():
+        seen = network.eval().features((photograph - mean) / std)
+        meant = trained.features[:layers]((photograph - expected[0]) / expected[1])
+    torch.testing.assert_close(seen, meant, rtol=1e-3, atol=1e-4)
+    assert origin == "squeezenet.pth" and len(network.features) == layers
+
+
+def test_an_unknown_body_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="body is 'vgg'; choose one of plain, residual, squeezenet, squeezenet-frozen"):
+        networks.sequencer("vgg", torch.zeros(3, 1, 1), torch.ones(3, 1, 1))

@@ -311,3 +311,10 @@ def test_the_best_threshold_for_all_maps_is_found():
     assert scores.max_box_accuracy(maps, truth, (0.1, 0.2))[0] == 0
     maps[1] = -1
     assert scores.max_box_accuracy(maps, truth, (0.1, 0.5)) == (0.5, 0.5)
+
+
+def test_answers_other_than_the_likeliest_grades_are_scored_where_they_are_given():
+    probabilities = np.array([[0.6, 0.4, 0, 0, 0], [0.1, 0.2, 0.7, 0, 0]])
+    found = scores.grading(probabilities, [1, 2], predicted=[1, 1])
+    assert found["accuracy"] == 0.5 and found["confusion"][1][1] == 1 and found["confusion"][2][1] == 1
+    assert found["auc_referable"] == scores.grading(probabilities, [1, 2])["auc_referable"] == 1

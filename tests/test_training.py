@@ -16,7 +16,11 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 from safetensors.torch import load_file
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from lib import objectives, paths, training
 from lib.networks import AllConvNet
@@ -707,3 +711,56 @@ def test_a_grade_that_is_missing_from_the_training_part_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"train has \[3, 3, 2, 2\] examples of the grades"):
         fit(tmp_path / "run", train=train)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_report_is_given_the_history_after_each_epoch_instead_of_a_printed_line(tmp_path, capsys):
+    seen = []
+    net = network()
+    table = training.fit(
+        net, Examples(), Examples(7), tmp_path / "run", epochs=2, report=lambda history: seen.append(list(history))
+    )
+    assert capsys.readouterr().out == ""
+    assert [[row["epoch"] for row in history] for history in seen] == [[1], [1, 2]]
+    assert [row["loss"] for row in seen[1]] == table.loss.tolist()
+
+
+class Headed(nn.Module):
+    """Frozen features (the image's pixels) and 1x1 grade kernels, as `fit_head` wants them."""
+
+    def __init__(self, channels=4):
+        super().__init__()
+        self.features, self.head = nn.Identity(), nn.Conv2d(channels, 3, 1)
+
+    def sequence(self, images):
+        return images.mean((2, 3))
+
+    def forward(self, images):
+        return self.head(self.features(images)).mean((2, 3))
+
+
+def shaped(n, seed):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % 3
+    images = torch.randn(n, 4, 3, 3, generator=generator) * 5 + torch.eye(4)[labels][:, :, None, None] * 6 + 20
+    return TensorDataset(images, labels)
+
+
+def test_a_fitted_head_gives_the_scores_of_scikit_learns_logistic_regression(tmp_path):
+    train, val = shaped(60, 0), shaped(30, 1)
+    table = training.fit_head(network := Headed(), train, val, tmp_path / "run", strengths=(0.1,))
+    sequences = train.tensors[0].mean((2, 3)).numpy()
+    both, grades = np.concatenate([sequences, sequences]), np.tile(train.tensors[1].numpy(), 2)
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=5000, tol=1e-8)).fit(both, grades)
+    unseen = val.tensors[0]
+    expected = model.predict_proba(unseen.mean((2, 3)).numpy())
+    np.testing.assert_allclose(network(unseen).softmax(1).detach().numpy(), expected, atol=2e-3)
+    assert table.val_accuracy[0] == np.mean(expected.argmax(1) == val.tensors[1].numpy()) > 0.7
+    again, config = training.load(Headed(), tmp_path / "run", "04")
+    assert torch.equal(again(unseen), network(unseen)) and config["strengths"] == [0.1]
+
+
+def test_the_penalty_is_chosen_by_cross_validation_in_which_a_mirror_image_stays_with_its_photograph(tmp_path):
+    noise = torch.randn(45, 60, 2, 2, generator=torch.Generator().manual_seed(0))
+    train = TensorDataset(noise, torch.arange(45) % 3)  # nothing to learn: with twins on both sides weak penalties win
+    table = training.fit_head(Headed(60), train, train, tmp_path / "run", strengths=(1e-4, 100.0))
+    assert table.C[0] == 1e-4 and abs(table.loss[0] - math.log(3)) < 0.05
