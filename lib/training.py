@@ -1,6 +1,5 @@
 """Training a network on (image, label) pairs with Lightning Fabric: seeded, one printed line an epoch, resumable."""
 
-import json
 import math
 import re
 import time
@@ -11,8 +10,6 @@ import numpy as np
 import pandas as pd
 import torch
 from lightning_fabric import Fabric
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
@@ -22,6 +19,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset
 
 from lib import objectives, paths
+from lib.runs import claim, keep, resume
+from lib.runs import load as load
 
 KEPT = "The checkpoint of the epoch before is kept."
 LINE = "epoch {epoch:3d}  loss {loss:.3f}  val loss {val_loss:.3f}  accuracy {val_accuracy:.3f}"
@@ -69,7 +68,7 @@ def fit(
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     network.to(fabric.device, memory_format=torch.channels_last)
     _check(settings, network, train, val, fabric)
-    if refusal := fabric.broadcast(_claim(out, settings) if fabric.is_global_zero else ""):
+    if refusal := fabric.broadcast(claim(out, settings) if fabric.is_global_zero else ""):
         raise ValueError(refusal)
 
     objective, grades = objectives.LOSSES[loss], train.grades if balanced else None
@@ -77,7 +76,7 @@ def fit(
     steps = epochs * -(-len(train) // batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps)
     parts = {"network": network, "optimiser": optimiser, "schedule": schedule}
-    history, best = _resume(out / "checkpoint.pt", parts, fabric.device)
+    history, best = resume(out / "checkpoint.pt", parts, fabric.device)
     if history and fabric.is_global_zero:
         print(f"continues after epoch {len(history)} of {epochs}" if len(history) < epochs else "already trained")
     model, optimiser = fabric.setup(torch.compile(network) if compile else network, optimiser)
@@ -114,7 +113,7 @@ def fit(
     kept = max(history, key=lambda row: row["val_kappa"]) if select == "kappa" else history[-1]
     history = [row | {"kept": row is kept} for row in history]
     if fabric.is_global_zero:
-        _keep(network, history, out)
+        keep(network, history, out)
     fabric.barrier()
     return pd.DataFrame(history)
 
@@ -129,7 +128,7 @@ def fit_head(network, train, val, out, *, strengths=(0.01, 0.03, 0.1), config=No
     and returns a history of one row. Raises ValueError for an unfinished run in `out`.
     """
     out, settings = Path(out), {"strengths": list(strengths), "network": type(network).__name__, **(config or {})}
-    if refusal := _claim(out, settings):
+    if refusal := claim(out, settings):
         raise ValueError(refusal)
     network.to(device).eval()
     sequences, grades = _sequences(network, train, device)
@@ -147,7 +146,7 @@ def fit_head(network, train, val, out, *, strengths=(0.01, 0.03, 0.1), config=No
     answers = scores.argmax(1)
     row = {"epoch": 1, "loss": -search.best_score_, "val_loss": functional.cross_entropy(scores, labels).item()}
     row |= {"val_accuracy": (answers == labels).float().mean().item(), "val_kappa": objectives.kappa(answers, labels)}
-    return _keep(network, [row | {"C": model.C, "kept": True}], out)
+    return keep(network, [row | {"C": model.C, "kept": True}], out)
 
 
 @torch.no_grad()
@@ -158,16 +157,6 @@ def _sequences(network, train, device):
         found.append([network.sequence(images).cpu(), network.sequence(images.flip(3)).cpu(), labels.cpu()])
     plain, mirrored, labels = (torch.cat(part).numpy() for part in zip(*found, strict=True))
     return np.concatenate([plain, mirrored]), np.tile(labels, 2)
-
-
-def _keep(network, history, out):
-    """Write the weights, the history and its kept row as metrics; returns the history as a table."""
-    table, kept = pd.DataFrame(history), next(row for row in history if row["kept"])
-    weights = {name: value.contiguous() for name, value in network.state_dict().items()}
-    paths.write(out / "weights.safetensors", lambda path: save_file(weights, path))
-    paths.write(out / "history.csv", lambda path: table.to_csv(path, index=False))
-    paths.write(out / "metrics.json", lambda path: path.write_text(json.dumps(kept, indent=1)))
-    return table
 
 
 def _one_epoch(fabric, model, objective, optimiser, schedule, train, share, accumulate, workers, epoch):
@@ -267,25 +256,6 @@ def _predicted(fabric, network, val, batch_size, workers):
     return found
 
 
-def load(network, folder, notebook):
-    """`network` with the weights of the run in `folder`, in evaluation mode, and the run's configuration.
-
-    Raises FileNotFoundError, naming the `notebook` that makes them, where there are none, and ValueError where they
-    are damaged or another network's.
-    """
-    path = Path(folder) / "weights.safetensors"
-    if not path.exists():
-        raise FileNotFoundError(f"no finished training in {folder}: run notebook {notebook} first, with this run name")
-    try:
-        network.load_state_dict(load_file(path))
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}): delete {folder} and run notebook {notebook} again") from error
-    except RuntimeError as error:
-        lines = " ".join(str(error).splitlines()[1:3])
-        raise ValueError(f"the weights in {folder} are not a {type(network).__name__}'s: {lines}") from error
-    return network.eval(), json.loads((Path(folder) / "config.json").read_text())
-
-
 def _one(device):
     device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -315,43 +285,6 @@ def _check(settings, network, train, val, fabric):
         if len(counts) > classes or 0 in counts:
             raise ValueError(f"train has {counts} examples of the grades 0, 1, ..., and the network answers 0 to "
                              f"{classes - 1}: each needs one. Add examples, or build another network")  # fmt: skip
-
-
-def _claim(out, settings):
-    """Make `out` the folder of a run with `settings`, another finished one moved aside; returns why that cannot be."""
-    settings = json.loads(json.dumps(settings))
-    try:
-        found = json.loads((out / "config.json").read_text())
-    except (FileNotFoundError, ValueError):
-        found = None
-    if found == settings:
-        return ""
-    if isinstance(found, dict) and (out / "checkpoint.pt").exists() and not (out / "weights.safetensors").exists():
-        pairs = {name: (found.get(name), settings.get(name)) for name in sorted(found | settings)}
-        changed = ", ".join(f"{name} {old!r} -> {new!r}" for name, (old, new) in pairs.items() if old != new)
-        return (f"{out} holds an unfinished run with other settings: {changed}. Set them back to continue it; to begin "
-                "anew, delete the folder or choose another run name")  # fmt: skip
-    if out.exists():
-        aside = next(path for i in range(1, 10_000) if not (path := out.with_name(f"{out.name}.{i}")).exists())
-        out.rename(aside)
-        print(f"{out.name} held a run with another configuration, kept as {aside.name}")
-    out.mkdir(parents=True, exist_ok=True)
-    paths.write(out / "config.json", lambda path: path.write_text(json.dumps(settings, indent=1)))
-    return ""
-
-
-def _resume(path, parts, device):
-    """Fill `parts` from the checkpoint, where there is one; returns the history and the best weights so far."""
-    if not path.exists():
-        return [], None
-    try:
-        checkpoint = torch.load(path, map_location=device, weights_only=True)
-        for name, part in parts.items():
-            part.load_state_dict(checkpoint[name])
-        return checkpoint["history"], checkpoint["best"]
-    except Exception as error:
-        advice = f"delete {path.parent} to train anew"
-        raise ValueError(f"{path} is damaged or another network's ({error}): {advice}") from error
 
 
 @contextmanager
