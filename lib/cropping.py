@@ -129,6 +129,7 @@ def _decoded(data, name, shorter=None):
                 raise ValueError(f"mode {photograph.mode} has no colour")
             if shorter:
                 photograph.draft(None, (shorter, shorter))
+            photograph.load()  # which turns a TIFF, and takes the orientation off it
             if photograph.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8):
                 width, height = height, width
             ImageOps.exif_transpose(photograph, in_place=True)

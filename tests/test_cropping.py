@@ -314,14 +314,17 @@ def test_every_exif_orientation_gives_the_upright_photograph_and_box(fundus, ori
     assert psnr(image, expected) > 25 > psnr(image[::-1], expected)
 
 
+@pytest.mark.parametrize("format", [{"format": "png"}, {"format": "tiff"}, {"format": "webp", "lossless": True}])
 @pytest.mark.parametrize("orientation", STORED)
-def test_exif_orientation_is_applied_to_every_pixel(orientation, tmp_path):
+def test_exif_orientation_is_applied_to_every_pixel_once(orientation, format, tmp_path):
     upright, _ = frame(60, 90, 40, 25, 20, noise=9)
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    stored = np.ascontiguousarray(STORED[orientation](upright))
-    (tmp_path / "turned.png").write_bytes(encoded(stored, "png", exif=exif))
-    assert (cropping.read_photograph(tmp_path / "turned.png") == upright).all()
+    data = encoded(np.ascontiguousarray(STORED[orientation](upright)), exif=exif, **format)
+    (tmp_path / "turned").write_bytes(data)
+    assert (cropping.read_photograph(tmp_path / "turned") == upright).all()
+    whole, box, shape = cropping.extract(data, "turned", 90, crop=False)
+    assert (whole[15:75] == upright).all() and box == [0, 0, 90, 60] and shape == (90, 60)
 
 
 # No more is decoded than the result shows
@@ -423,6 +426,10 @@ def cut_off(data, share=0.6):
     return data[: int(share * len(data))]
 
 
+def blanked(data):
+    return cut_off(data, 0.5) + bytes(len(data) - len(data) // 2)
+
+
 def flipped(data, at):
     """One byte is another."""
     return data[:at] + bytes([data[at] ^ 0x55]) + data[at + 1 :]
@@ -442,6 +449,7 @@ ZOO = {
     "a GIF cut off": (lambda: cut_off(encoded(DISC, "gif")), TRUNCATED),
     "a WebP cut off": (lambda: cut_off(encoded(DISC, "webp")), "unreadable: .*: bad.jpeg"),
     "a TIFF cut off": (lambda: cut_off(encoded(DISC, "tiff")), TRUNCATED),
+    "an AVIF, its second half zeros": (lambda: blanked(encoded(DISC, "avif")), "unreadable: .*: bad.jpeg"),
     "a web page": (lambda: b"<!DOCTYPE html><html><body>403: accept the rules</body></html>", UNKNOWN),
     "a text": (lambda: b"not a photograph", UNKNOWN),
     "an empty file": (lambda: b"", UNKNOWN),
@@ -474,6 +482,8 @@ ZOO = {
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("kind", ZOO)
 def test_a_bad_file_is_rejected_with_its_reason(kind, tmp_path):
+    if "AVIF" in kind and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
     make, reason = ZOO[kind]
     data = make()
     record = prepared(tmp_path, data)
