@@ -78,9 +78,14 @@ def placement(box, size):
 
 def cut(image, box, size):
     """`box` of `image` uint8 (H, W, 3), Lanczos-resampled on a black canvas; uint8 (size, size, 3)."""
+    return _cut(Image.fromarray(image), box, size)
+
+
+def _cut(photograph, box, size):
+    """`cut` of a Pillow image."""
     x, y, width, height = placement(box, size)
     canvas = np.zeros((size, size, 3), np.uint8)
-    resized = Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS, box=box)
+    resized = photograph.resize((width, height), Image.Resampling.LANCZOS, box=box)
     canvas[y : y + height, x : x + width] = np.asarray(resized)
     return canvas
 
@@ -113,7 +118,7 @@ def graham(image):
 
 
 def _decoded(data, name, shorter=None):
-    """The photograph in the bytes `data` upright, uint8 (H, W, 3), and its whole width and height.
+    """The photograph in the bytes `data` upright, a Pillow image in RGB, and its whole width and height.
 
     With `shorter`, a JPEG is decoded at 1/8, 1/4 or 1/2 where its shorter side stays at least that long. Raises
     ValueError with the reason for which it is rejected.
@@ -133,8 +138,7 @@ def _decoded(data, name, shorter=None):
             if photograph.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8):
                 width, height = height, width
             ImageOps.exif_transpose(photograph, in_place=True)
-            rgb = photograph if photograph.mode == "RGB" else photograph.convert("RGB")
-            return np.asarray(rgb), (width, height)
+            return photograph if photograph.mode == "RGB" else photograph.convert("RGB"), (width, height)
     except Image.DecompressionBombError as error:
         raise ValueError(f"decompression bomb: {error}, more than {Image.MAX_IMAGE_PIXELS:,}") from error
     except (OSError, SyntaxError, ValueError, EOFError, RuntimeError) as error:
@@ -149,7 +153,7 @@ def read_photograph(path):
     Raises ValueError with the reason: "unreadable: ..." where Pillow cannot decode it, where it has more than 8 bits a
     channel or no colour; "truncated: ..."; "decompression bomb: ..." beyond Pillow's limit of pixels.
     """
-    return _decoded(path.read_bytes(), path.name)[0]
+    return np.asarray(_decoded(path.read_bytes(), path.name)[0])
 
 
 def extract(data, name, size, crop=True):
@@ -162,13 +166,13 @@ def extract(data, name, size, crop=True):
     "no retina found" and "too small".
     """
     needed = round(OVERSAMPLING * size)
-    image, (width, height) = _decoded(data, name, max(needed, DETECTION // 2) if crop else needed)
-    box = 0, 0, image.shape[1], image.shape[0]
+    photograph, (width, height) = _decoded(data, name, max(needed, DETECTION // 2) if crop else needed)
+    box = 0, 0, *photograph.size
     if crop:
-        factor = max(1, min(image.shape[:2]) // DETECTION)
-        small = np.asarray(Image.fromarray(image).reduce(factor)) if factor > 1 else image
+        factor = max(1, min(photograph.size) // DETECTION)
+        small = np.asarray(photograph.reduce(factor))
         box = tuple(min(factor * end, full) for end, full in zip(crop_box(small), 2 * box[2:], strict=True))
-    by = round(width / image.shape[1])  # 1, 2, 4 or 8 pixels of the photograph to a decoded one
+    by = round(width / photograph.width)  # 1, 2, 4 or 8 pixels of the photograph to a decoded one
     whole = [min(end * by, full) for end, full in zip(box, (width, height, width, height), strict=True)]
     longer = max(whole[2] - whole[0], whole[3] - whole[1])
     if crop and longer < size / 2:
@@ -176,10 +180,10 @@ def extract(data, name, size, crop=True):
             f"too small: a retina of {whole[2] - whole[0]} x {whole[3] - whole[1]} pixels for a size of {size}"
         )
     if longer < ENOUGH * size * by and by > 1:
-        image, _ = _decoded(data, name, -(-needed * min(width, height) // longer))
-        by = round(width / image.shape[1])
+        photograph, _ = _decoded(data, name, -(-needed * min(width, height) // longer))
+        by = round(width / photograph.width)
     box = tuple(end / by for end in whole)
-    return cut(image, box, size), whole, (width, height)
+    return _cut(photograph, box, size), whole, (width, height)
 
 
 def _lesion_bits(path, shape):
