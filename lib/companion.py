@@ -273,18 +273,46 @@ def run(profile, chosen, timeout):
     return 1 if failed else 0
 
 
+def explain(photographs, sequencer, out, relu):
+    """Explain photographs from disk (`lib.explain.explain_files`), say how many, and return the exit status."""
+    from lib.explain import explain_files
+
+    try:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        count, rejects = explain_files(photographs, sequencer, out, relu, device)
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on from there.")
+        return 130
+    print(f"{count} explained, {len(rejects)} rejected: results.csv, rejects.csv and a figure for each are in {out}")
+    for path, reason in list(rejects.items())[:5]:
+        print(f"rejected {path.name}: {reason}")
+    return 0 if count else 1
+
+
 def main(arguments=None):
-    """`python -m lib.companion run [--profile bundled] [--only 02 05] [-p NAME VALUE] [--timeout SECONDS]`."""
+    """Run notebooks, or explain photographs.
+
+    run [--profile bundled] [--only 02 05] [-p NAME VALUE] [--timeout SECONDS]
+    explain PHOTO... --sequencer RUN --out DIR [--relu guided]
+    """
     parser = argparse.ArgumentParser(prog="python -m lib.companion", description=__doc__.splitlines()[0])
-    command = parser.add_subparsers(required=True).add_parser("run", help="execute the notebooks in order")
+    commands = parser.add_subparsers(required=True, dest="command")
+    command = commands.add_parser("run", help="execute the notebooks in order")
     command.add_argument("--profile", default="bundled", help="bundled or a folder of notebooks/profiles")
     command.add_argument("--only", nargs="+", default=[], metavar="NN", help="numbers of notebooks: 02 05")
     command.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="given")
     command.add_argument("--timeout", type=int, default=21600, help="seconds that one cell may take")
+    command = commands.add_parser("explain", help="grades and CLEAR-DR figures of fundus photographs")
+    command.add_argument("photographs", nargs="+", metavar="PHOTO", help="a file, or a folder of any number of them")
+    command.add_argument("--sequencer", required=True, help="folder of data/sequencers/ that notebook 04 trained")
+    command.add_argument("--out", required=True, help="folder for results.csv, rejects.csv and the figures")
+    command.add_argument("--relu", default="guided", help="reading of CLEAR's Eq. 3 (notebook 02)")
     options = parser.parse_args(arguments)
     try:
+        if options.command == "explain":
+            return explain(options.photographs, options.sequencer, options.out, options.relu)
         chosen = plan(options.profile, options.only, options.given)
-    except (ValueError, yaml.YAMLError) as error:
+    except (ValueError, OSError, yaml.YAMLError) as error:
         print(error, file=sys.stderr)
         return 2
     return run(options.profile, chosen, options.timeout)

@@ -65,6 +65,17 @@ def hue_legend(ax, hues, names):
     return ax
 
 
+def level_legend(ax, hues, names, levels=64):
+    """Which hue is which class, each as a ramp of its value from 0 to 1, with its name below: the key to CLEAR maps."""
+    values = (np.arange(levels) + 0.5) / levels
+    ax.imshow([[hsv_to_rgb(hue, 1, value) for hue in hues for value in values]], aspect="auto",
+              extent=(-0.5, len(hues) - 0.5, 1, 0))  # fmt: skip
+    ax.set(yticks=[])
+    ax.set_xticks(range(len(hues)), names)
+    ax.tick_params(length=0)
+    return ax
+
+
 def confusion(ax, matrix, names):
     """A confusion matrix with its counts, shaded by the share of each true class."""
     matrix = np.asarray(matrix)

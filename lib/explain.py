@@ -1,0 +1,394 @@
+"""One eye explained: the grade that a sequencer gives it, its CLEAR-DR map, and in words where the response lies.
+
+`python -m lib.companion explain` does so for photographs on disk, however many.
+"""
+
+import hashlib
+import json
+import math
+import textwrap
+from functools import partial
+from io import StringIO
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.colors import hsv_to_rgb
+from matplotlib.figure import Figure
+from safetensors import SafetensorError, safe_open
+from tqdm import tqdm
+
+from lib import clear, figures, lesions, networks, paths, training
+from lib.cropping import extract, graham, placement
+from lib.labels import SUFFIXES
+
+GRADES = len(figures.GRADE_NAMES)
+HOW_PREPARED = ("fingerprint", "size", "crop", "contrast", "mean", "std")
+MAKER = "04_radiomic_sequencer"
+COLUMNS = "image grade p0 p1 p2 p3 p4 share0 share1 share2 share3 share4 regions figure path".split()
+AT_ONCE = 8, 1 << 19  # photographs, and pixels, that are held at a time
+SHOWN = 640  # pixels of a photograph in a figure from disk
+FOVEA = 2.65, math.radians(7.8)  # from the disc's centre, in its diameters, and below the horizontal: Jonas et al. 2015
+
+
+class Eye(NamedTuple):
+    """What a sequencer says of one photograph.
+
+    grade, the predicted one; probabilities (5,); R (5, H, W), the attentive responses; shares (5,) of the positive
+    dominant response that are for each grade, NaN without any; regions, at most three of R[grade], as
+    `lesions.attentive_regions` has them: round the first is the red box.
+    """
+
+    grade: int
+    probabilities: np.ndarray
+    R: np.ndarray
+    shares: np.ndarray
+    regions: list
+
+
+def load(folder):
+    """The sequencer of the run in `folder`, in evaluation mode, and the run's configuration.
+
+    Raises FileNotFoundError where there are no weights; ValueError where they are damaged, give another number of
+    grades than five, or where config.json does not say how the photographs were prepared, as another kind of run's.
+    """
+    folder = Path(folder)
+    path, weights = folder / "config.json", folder / "weights.safetensors"
+    config = json.loads(path.read_text()) if path.exists() else {}
+    missing = [name for name in ("body", *HOW_PREPARED[1:]) if name not in config]
+    if weights.exists() and missing:
+        raise ValueError(f"{path} has no {', '.join(missing)}: it is no sequencer's, or an old one's. "
+                         f"Notebook {MAKER} trains sequencers of fundus photographs")  # fmt: skip
+    if weights.exists() and config["body"] not in networks.SEQUENCERS:
+        raise ValueError(f"{path}: body is {config['body']!r}; known are {', '.join(networks.SEQUENCERS)}")
+    if (grades := _grades(weights)) != GRADES:
+        raise ValueError(f"the sequencer in {folder} answers with {grades} grades; CLEAR-DR has {GRADES}, 0 to 4")
+    return training.load(networks.SEQUENCERS[config.get("body", "plain")](), folder, MAKER)[0], config
+
+
+def _grades(weights):
+    """How many class kernels the weights hold; five where the file is not there or not readable, for `load` to say."""
+    try:
+        with safe_open(weights, "pt") as file:
+            return file.get_slice("head.weight").get_shape()[0]
+    except (SafetensorError, OSError):
+        return GRADES
+
+
+def check(config, made):
+    """Raise ValueError unless a sequencer's `config` and a data set's dataset.json tell of the same photographs.
+
+    The collection, size, cropping, contrast and normalisation must be the same; so, by the training part's mean, is
+    the split, and nothing that is scored has been learnt from.
+    """
+    differing = [name for name in HOW_PREPARED
+                 if not np.all(np.asarray(config.get(name)) == np.asarray(made[name]))]  # fmt: skip
+    if differing:
+        told = "; ".join(f"{name} {config.get(name)!r} there, {made[name]!r} here" for name in differing)
+        raise ValueError(f"the sequencer learnt from {config.get('prepared')!r}, prepared otherwise: {told}. Run "
+                         f"notebook {MAKER} with the data set that is there now, or choose another")  # fmt: skip
+
+
+def explained(network, images, relu="guided"):
+    """What a sequencer says of images (B, 3, H, W), normalised as it was trained: a list of B `Eye`s."""
+    scores, responses = clear.attentive_responses(network, images, relu)
+    eyes = []
+    for p, R in zip(scores.softmax(1).cpu().numpy(), responses.cpu().numpy(), strict=True):
+        grade = int(p.argmax())
+        shares = lesions.grade_shares(R.argmax(0), R.max(0), len(p))
+        eyes.append(Eye(grade, p, R, shares, lesions.attentive_regions(R[grade])))
+    return eyes
+
+
+# For the reader
+
+
+def clear_dr_map(R):
+    """The CLEAR-DR map of R (5, H, W): colour = dominant grade, value = square root of its response (CLEAR, Eq. 6).
+
+    RGB (H, W, 3) in [0, 1]. A response has few bright points; the square root lets the faint ones be seen.
+    """
+    return clear.render(torch.as_tensor(R)[None].clamp(min=0).sqrt(), clear.GRADE_HUES)[0].numpy()
+
+
+def grade_colours(R):
+    """The dominant grade's colour at each pixel of R (5, H, W), grey where nothing responds: RGB (H, W, 3)."""
+    R = np.asarray(R)
+    colours = np.array([hsv_to_rgb((hue, 1, 1)) for hue in clear.GRADE_HUES])[R.argmax(0)]
+    return np.where(R.max(0)[..., None] > 0, colours, 0.25)
+
+
+def landmarks(disc):
+    """From the optic disc's mask (H, W): its centre (x, y), its diameter in pixels, where the fovea is to be expected.
+
+    The diameter is that of a circle of equal area. The fovea lies, on average, 2.65 disc diameters temporal of the
+    disc's centre and 7.8 degrees below the horizontal (Jonas et al. 2015, doi 10.1371/journal.pone.0138701 and
+    0141771); temporal is where the photograph's middle is, and where that is less than a diameter away nobody knows:
+    None. Raises ValueError for an empty mask.
+    """
+    rows, columns = np.nonzero(disc)
+    if not len(rows):
+        raise ValueError("the mask of the optic disc is empty: give it only where there is one")
+    x, y, diameter = columns.mean() + 0.5, rows.mean() + 0.5, 2 * math.sqrt(len(rows) / math.pi)
+    to_middle, (far, angle) = disc.shape[1] / 2 - x, FOVEA
+    if abs(to_middle) < diameter:
+        return (x, y), diameter, None
+    across = math.copysign(far * diameter * math.cos(angle), to_middle)
+    return (x, y), diameter, (x + across, y + far * diameter * math.sin(angle))
+
+
+def place(region, size):
+    """Where a region lies, seen from the middle of a photograph of `size` pixels: the hour, and the distance.
+
+    The hour is that of a clock's face (None in the middle itself), the distance in diameters of the retina.
+    """
+    hour, distance = lesions.clock_hour(region.centre, (size / 2, size / 2), size)
+    return (hour if distance >= 0.05 else None), distance
+
+
+def words(eye, disc=None):
+    """An `Eye` in words: grade, probabilities, shares of the response, and the most attentive regions, a line each.
+
+    A region's share is of R[grade], the response for the predicted grade. With the optic disc's mask (H, W), also how
+    far each region is from the disc and from where the fovea is to be expected (`landmarks`), in disc diameters.
+    """
+    known = landmarks(disc) if disc is not None and np.any(disc) else None
+    lines = [
+        f"grade {figures.GRADE_NAMES[eye.grade]}, probability {eye.probabilities[eye.grade]:.0%}",
+        "probability of each grade: " + _each(eye.probabilities),
+        "share of the response: " + ("nothing responds" if np.isnan(eye.shares[0]) else _each(eye.shares)),
+    ]
+    for number, region in enumerate(eye.regions, 1):
+        hour, distance = place(region, eye.R.shape[-1])
+        where = f"{hour} o'clock, {distance:.2f} retinal diameters from the middle" if hour else "in the middle"
+        line = f"region {number}: {where}, {region.share:.0%} of the response"
+        if known:
+            disc_at, diameter, fovea = known
+            line += f"; {math.dist(region.centre, disc_at) / diameter:.1f} disc diameters from the disc's centre"
+            if fovea:
+                line += f", about {math.dist(region.centre, fovea) / diameter:.1f} from the fovea"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def _each(values):
+    return ", ".join(f"{name} {value:.0%}" for name, value in zip(figures.GRADE_NAMES, values, strict=True))
+
+
+def extent(box, size):
+    """Where the size x size canvas of `cropping.cut` lies in its photograph: (left, right, bottom, top) in pixels.
+
+    `box` is what was cut out. matplotlib's imshow takes the result as its `extent`, and so brings a map of prepared
+    size up to the photograph's.
+    """
+    (left, top, right, bottom), (x, y, width, height) = box, placement(box, size)
+    across, down = (right - left) / width, (bottom - top) / height
+    return left - x * across, left + (size - x) * across, top + (size - y) * down, top - y * down
+
+
+def into(point, extent, size):
+    """A point (x, y) of a size x size canvas in the photograph's pixels, where `extent` says the canvas lies."""
+    left, right, bottom, top = extent
+    return left + point[0] / size * (right - left), top + point[1] / size * (bottom - top)
+
+
+class Sheet:
+    """A figure for one eye after another, as a new one for each takes twice as long: photograph, CLEAR-DR map, one over
+    the other, and how probable each grade is beside its share of the response.
+
+    The regions are outlined and numbered, the first, the most attentive of the predicted grade, in red. Grades have
+    their colours, and in the bars also their order.
+    """
+
+    def __init__(self, fig):
+        fig.clear()
+        fig.set_layout_engine("none")
+        self.fig, self.panels, empty = fig, [], np.zeros((1, 1, 4))
+        for i, name in enumerate(("photograph", "CLEAR-DR", "CLEAR-DR over the photograph")):
+            ax = fig.add_axes((0.01 + 0.331 * i, 0.37, 0.318, 0.53), facecolor="black", xticks=[], yticks=[])
+            ax.set_title(name, fontsize=8)
+            below = ax.imshow(empty, cmap="gray", vmin=0, vmax=1, interpolation="antialiased")
+            self.panels.append((ax, below, ax.imshow(empty, interpolation="bilinear")))
+        ax, grades = fig.add_axes((0.12, 0.05, 0.21, 0.24)), np.arange(GRADES)
+        options = {"color": [hsv_to_rgb((hue, 1, 1)) for hue in clear.GRADE_HUES], "height": 0.38, "lw": 0}
+        self.bars = [ax.barh(grades - 0.2, 1, **options)]
+        self.bars += [ax.barh(grades + 0.2, 1, alpha=0.4, hatch="////", edgecolor="black", **options)]
+        ax.set(xlim=(0, 1), ylim=(GRADES - 0.5, -0.5), xticks=[])
+        ax.set_yticks(grades, figures.GRADE_NAMES, fontsize=7)
+        ax.tick_params(length=0)
+        ax.set_title("probability; hatched: response", fontsize=7)
+        self.title = fig.text(0.5, 0.955, "", ha="center", fontsize=9)
+        self.words = fig.text(0.36, 0.325, "", va="top", fontsize=7, linespacing=1.5)
+
+    def draw(self, eye, image, frame=None, canvas=None, title="", disc=None):
+        """Show one eye; returns the figure.
+
+        image          the photograph (h, w, 3), uint8 or in [0, 1], whole or prepared, at any resolution
+        frame, canvas  where it lies and where the prepared one lies, in the photograph's pixels, as `extent` gives
+                       them; None where the image is the prepared one
+        disc           the optic disc's mask as `words` takes it
+        """
+        size = eye.R.shape[-1]
+        frame, canvas = frame or (0, size, size, 0), canvas or (0, size, size, 0)
+        image = image / 255 if image.dtype == np.uint8 else image
+        map = clear_dr_map(eye.R)
+        value = map.max(2, keepdims=True)  # the saturation is 1, so the largest channel is the value
+        over = np.dstack([map / np.where(value > 0, value, 1), 0.85 * value])
+        nothing = np.zeros((1, 1, 4))
+        shown = (image, nothing), (nothing, map), (image.mean(2), over)
+        for i, ((ax, *layers), arrays) in enumerate(zip(self.panels, shown, strict=True)):
+            for layer, array, place in zip(layers, arrays, (frame, canvas), strict=True):
+                layer.set_data(array)
+                layer.set_extent(place)
+            ax.set(xlim=canvas[:2], ylim=canvas[2:])
+            for mark in [*ax.patches, *ax.texts]:
+                mark.remove()
+            for number, region in enumerate(eye.regions if i != 1 else (), 1):
+                _number(ax, number, *(into(corner, canvas, size) for corner in (region.box[:2], region.box[2:])))
+        for bars, widths in zip(self.bars, (eye.probabilities, np.nan_to_num(eye.shares)), strict=True):
+            for bar, width in zip(bars, widths, strict=True):
+                bar.set_width(width)
+        lines = words(eye, disc).split("\n")
+        self.words.set_text("\n".join(textwrap.fill(line, 86) for line in (lines[0], *lines[3:])))
+        self.title.set_text(title)
+        return self.fig
+
+
+def _number(ax, number, upper, lower):
+    colour = "red" if number == 1 else "white"
+    figures.outline(ax, (upper[0] + 0.5, upper[1] + 0.5, lower[0] + 0.5, lower[1] + 0.5), colour)
+    ax.annotate(str(number), upper, (2, -2), textcoords="offset points", va="top", color="white", fontsize=7)
+
+
+# Photographs on disk
+
+
+class Photograph(NamedTuple):
+    """A photograph from disk.
+
+    prepared uint8 (size, size, 3); image, the whole frame on a square canvas to look at; box of the retina and shape,
+    width and height, in the photograph's own pixels.
+    """
+
+    path: Path
+    prepared: np.ndarray
+    image: np.ndarray
+    box: list
+    shape: tuple
+
+
+def explain_files(photographs, sequencer, out, relu="guided", device="cpu"):
+    """Grade photographs from disk and draw their CLEAR-DR figures; returns how many, and {path: reason} of the rejects.
+
+    photographs  files, and folders, of which all photographs below are meant
+    sequencer    folder of data/sequencers/ that notebook 04 trained; photographs are cropped as its were
+    out          folder for the figures, results.csv (image; grade; p0..p4; share0..share4; regions as JSON: hour on the
+                 clock, distance from the middle in diameters of the retina, share of the response for the grade, box in
+                 the photograph's pixels; figure; path) and rejects.csv (image, reason, path)
+
+    A few photographs are held at a time. A row is written when its figure is; what an interrupted run has done is not
+    done again, rejects are tried again. Raises as `load`, FileNotFoundError for a photograph that is not there,
+    ValueError where there is none and where `out` holds another sequencer's results.
+    """
+    if relu not in clear.RULES:
+        raise ValueError(f"relu is {relu!r}; the readings of Eq. 3 are {', '.join(map(repr, clear.RULES))}")
+    folder, out = paths.SEQUENCERS / sequencer, Path(out).absolute()
+    network, config = load(folder)
+    files = _files(photographs)
+    digest = hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
+    done = _claim(out, {"sequencer": sequencer, "weights": digest, "relu": relu})
+    left, rejects, taken = [file for file in files if str(file) not in done], {}, set(done.values())
+    sheet, savings = Sheet(Figure((7, 4.1), dpi=110)), {"format": "png", "pil_kwargs": {"compress_level": 1}}
+    eyes = _eyes(network.to(device), config, left, relu, rejects)
+    with open(out / "results.csv", "a", newline="", encoding="utf-8") as results:
+        for photograph, eye in tqdm(eyes, total=len(left), unit="photograph", disable=None):
+            name = _unique(f"{photograph.path.stem}.png", taken)
+            frame = extent((0, 0, *photograph.shape), len(photograph.image))
+            canvas = extent(photograph.box, config["size"])
+            fig = sheet.draw(eye, photograph.image, frame, canvas, f"{photograph.path.name}, sequencer {sequencer}")
+            paths.write(out / name, partial(fig.savefig, **savings))
+            row = _row(eye, canvas) | {"image": photograph.path.name, "figure": name, "path": photograph.path}
+            pd.DataFrame([row], columns=COLUMNS).to_csv(results, header=False, index=False)
+            results.flush()
+    rows = [(path.name, reason, path) for path, reason in rejects.items()]
+    table = pd.DataFrame(rows, columns=["image", "reason", "path"])
+    paths.write(out / "rejects.csv", lambda beside: table.to_csv(beside, index=False))
+    return len(files) - len(rejects), rejects
+
+
+def _files(photographs):
+    """The files that are meant, absolute, each once."""
+    files = []
+    for path in (Path(photograph).expanduser().absolute() for photograph in photographs):
+        if not path.exists():
+            raise FileNotFoundError(f"there is no {path}")
+        below = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+        files += below if path.is_dir() else [path]
+    if not files:
+        raise ValueError(f"no photographs ({', '.join(SUFFIXES)}) in {', '.join(map(str, photographs))}")
+    return list(dict.fromkeys(files))
+
+
+def _claim(out, by):
+    """Make `out` the folder of results `by` a sequencer: {path: figure} of those that are there already, whole."""
+    told, results = out / "explain.json", out / "results.csv"
+    found = json.loads(told.read_text()) if told.exists() else None
+    if found not in (None, by) or (found is None and results.exists()):
+        whose = f"of sequencer {found['sequencer']!r}, weights {found['weights'][:8]}, {found['relu']}" if found else ""
+        raise ValueError(f"{out} holds other results {whose}: choose another folder, or move them away")
+    out.mkdir(parents=True, exist_ok=True)
+    paths.write(told, lambda beside: beside.write_text(json.dumps(by, indent=1) + "\n"))
+    told_so_far = results.read_text(encoding="utf-8") if results.exists() else ",".join(COLUMNS) + "\n"
+    whole = told_so_far[: told_so_far.rfind("\n") + 1]  # the last line may have been cut off
+    table = pd.read_csv(StringIO(whole), dtype=str, keep_default_na=False)
+    table = table[table["figure"].map(lambda name: (out / name).exists()).astype(bool)]
+    paths.write(results, lambda beside: table.to_csv(beside, index=False))
+    return dict(zip(table["path"], table["figure"], strict=True))
+
+
+def _eyes(network, config, files, relu, rejects):
+    """(photograph, eye) of every file; what cannot be read goes to `rejects` with the reason."""
+    mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))
+    at_once, device = max(1, min(AT_ONCE[0], AT_ONCE[1] // config["size"] ** 2)), next(network.parameters()).device
+    for start in range(0, len(files), at_once):
+        read = []
+        for path in files[start : start + at_once]:
+            try:
+                read.append(_read(path, config))
+            except (ValueError, OSError) as error:
+                rejects[path] = str(error)
+        if read:
+            images = torch.from_numpy(np.stack([photograph.prepared for photograph in read])).permute(0, 3, 1, 2)
+            yield from zip(read, explained(network, ((images / 255 - mean) / std).to(device), relu), strict=True)
+
+
+def _read(path, config):
+    """Raises ValueError or OSError with the reason for which a photograph is rejected."""
+    data, size = path.read_bytes(), config["size"]
+    prepared, box, shape = extract(data, path.name, size, config["crop"])
+    if np.ptp(prepared) < 12:  # as `cropping.retina`, which a sequencer of photographs cropped already does not ask
+        raise ValueError(f"no retina found: the photograph varies by {np.ptp(prepared)} of 255 levels, 12 needed")
+    image, _, _ = extract(data, path.name, min(SHOWN, max(shape)), crop=False)
+    return Photograph(path, graham(prepared) if config["contrast"] == "graham" else prepared, image, box, shape)
+
+
+def _row(eye, canvas):
+    size, regions = eye.R.shape[-1], []
+    for region in eye.regions:
+        hour, distance = place(region, size)
+        corners = [round(v) for corner in (region.box[:2], region.box[2:]) for v in into(corner, canvas, size)]
+        regions.append({"hour": hour, "distance": round(distance, 3), "share": round(region.share, 3), "box": corners})
+    numbers = {f"p{c}": round(float(p), 4) for c, p in enumerate(eye.probabilities)}
+    numbers |= {f"share{c}": round(float(share), 4) for c, share in enumerate(eye.shares)}
+    return {"grade": eye.grade, **numbers, "regions": json.dumps(regions)}
+
+
+def _unique(name, taken):
+    """`name`, or with -2, -3, ... before its suffix where that is taken already; taken from now on."""
+    path, number = Path(name), 2
+    while name in taken:
+        name, number = f"{path.stem}-{number}{path.suffix}", number + 1
+    taken.add(name)
+    return name
