@@ -47,10 +47,11 @@ def fit(
     compile, workers  whether to `torch.compile`, and how many processes load images beside each that computes
 
     The batches of epoch e, and what an example draws from PyTorch's generator (its flips), depend on (seed, e) alone.
-    So a run that was interrupted continues from its last whole epoch to the same weights as an undisturbed one, and
-    several processes have the loss curve of one, up to rounding and dropout; batch normalisation shares its statistics
-    on GPUs only. A finished run with the same settings is loaded, not repeated; one with others is kept beside, as
-    `<out>.1`, `.2`, ... PyTorch's CPU generator is left as it was.
+    So a run that was interrupted continues from its last whole epoch to the same weights as an undisturbed one (to the
+    last bit on one kind of CPU with as many threads), and several processes have the loss curve of one, up to rounding
+    and dropout; batch normalisation shares its statistics on GPUs only. A finished run with the same settings is
+    loaded, not repeated; one with others is kept beside, as `<out>.1`, `.2`, ... PyTorch's CPU generator is left as it
+    was.
 
     The history has a row for each epoch: epoch, loss, val_loss, val_accuracy, val_kappa (quadratically weighted),
     learning_rate, seconds of the training pass, wait_share (of them, waiting for images), and kept.

@@ -382,7 +382,7 @@ def test_the_network_is_left_as_it_was_also_when_something_raises(relu):
             clear.attentive_responses(network, images, relu)
         with pytest.raises(ValueError, match="out of range"):
             clear.attentive_responses(network, images, classes=[3])
-        with pytest.raises(RuntimeError):
+        with pytest.raises(ValueError, match="2 channel"):
             clear.attentive_responses(network, torch.zeros(1, 2, 8, 8))
     assert state(network) == before
     assert all(torch.equal(value, weights[key]) for key, value in network.state_dict().items())

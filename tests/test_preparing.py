@@ -11,6 +11,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -208,6 +209,7 @@ def test_the_result_does_not_depend_on_the_workers(raw, undisturbed, tmp_path, w
 
 
 @pytest.mark.slow
+@mock.patch.dict(os.environ)  # Dask leaves OMP_NUM_THREADS=1 behind, which another process of a test would inherit
 def test_the_result_of_a_dask_cluster_is_the_same(raw, undisturbed, tmp_path):
     from distributed import Client
 
