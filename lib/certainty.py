@@ -9,6 +9,8 @@ from scipy.special import log_softmax
 from scipy.stats import binomtest
 from sklearn import metrics
 
+from lib.scores import checked
+
 TEMPERATURES = (1 / 20, 20)  # what `temperature` searches
 
 
@@ -61,7 +63,7 @@ def operating_points(probabilities, grades, specificities=(0.87, 0.98)):
     read off the photographs that are scored flatter; for a system, read them off validation and apply them to test.
     probabilities (n, N > 2), grades (n,). Raises ValueError for shapes that do not fit, NaN, grades out of range.
     """
-    probabilities, grades = _checked(probabilities, grades)
+    probabilities, grades = checked(probabilities, grades)
     referable, rows = grades >= 2, []
     if 0 < referable.sum() < len(grades):
         false, true, threshold = metrics.roc_curve(referable, probabilities[:, 2:].sum(1), drop_intermediate=False)
@@ -81,7 +83,7 @@ def temperature(scores, labels):
     upper where the scores say nothing of the labels. Raises ValueError for shapes that do not fit, NaN and
     labels out of range.
     """
-    scores, labels = _checked(scores, labels)
+    scores, labels = checked(scores, labels)
 
     def loss(log_temperature):
         return -log_softmax(scores / np.exp(log_temperature), 1)[np.arange(len(labels)), labels].mean()
@@ -98,7 +100,7 @@ def calibration_error(probabilities, labels, bins=15):
     an empty bin). probabilities (n, N), labels (n,). Raises ValueError for shapes that do not fit, labels out
     of range and rows that are no probabilities.
     """
-    probabilities, labels = _checked(probabilities, labels)
+    probabilities, labels = checked(probabilities, labels)
     if probabilities.min() < 0 or not np.allclose(probabilities.sum(1), 1, atol=1e-3):
         raise ValueError(f"probabilities go from {probabilities.min():g} to {probabilities.max():g} and must add up to "
                          "1 in each row: take the softmax of the scores first")  # fmt: skip
@@ -118,19 +120,8 @@ def medmnist_auc(probabilities, labels):
     grades does not count. probabilities (n, N), labels (n,). None where a class does not occur or is all there is.
     Raises ValueError for shapes that do not fit, NaN and labels out of range.
     """
-    probabilities, labels = _checked(probabilities, labels)
+    probabilities, labels = checked(probabilities, labels)
     counts = np.bincount(labels, minlength=probabilities.shape[1])
     if not counts.all() or len(counts) < 2:
         return None
     return float(np.mean([metrics.roc_auc_score(labels == c, probabilities[:, c]) for c in range(len(counts))]))
-
-
-def _checked(values, labels):
-    values, labels = np.asarray(values, float), np.asarray(labels)
-    if values.ndim != 2 or labels.shape != values.shape[:1] or not len(labels):
-        raise ValueError(f"{values.shape} for labels {labels.shape} do not fit: give (n, N) and (n,), n > 0")
-    if not np.isfinite(values).all():
-        raise ValueError(f"row {int(np.argmin(np.isfinite(values).all(1)))} of the scores holds NaN or infinite values")
-    if not np.isin(labels, range(values.shape[1])).all():
-        raise ValueError(f"labels {np.unique(labels)} must lie in 0..{values.shape[1] - 1}")
-    return values, labels.astype(int)

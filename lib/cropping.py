@@ -20,6 +20,7 @@ from lib import paths
 DETECTION = 320  # pixels of the shorter side of the copy that the retina is looked for in
 OVERSAMPLING = 1.5  # decoded pixels of the frame's shorter side for each prepared one
 ENOUGH = 1.4  # ... of the retina's longer side; with fewer, what is left out begins to show in the result
+VARIES = 12  # levels of 255 by which a frame with a retina in it varies, at the least
 FORMATS = {
     "webp": {"lossless": True, "quality": 0, "method": 0},
     "jpeg": {"quality": 95, "subsampling": 0},
@@ -37,8 +38,8 @@ def retina(image):
     brightness = np.maximum(np.maximum(red, green), blue).astype(np.float32)
     smooth = ndimage.uniform_filter(brightness, size=max(3, min(brightness.shape) // 200), mode="nearest")
     dark, bright = np.percentile(smooth[::2, ::2], [5, 98])
-    if bright - dark < 12:
-        raise ValueError(f"no retina found: the frame varies by {bright - dark:.1f} of 255 levels, 12 needed")
+    if bright - dark < VARIES:
+        raise ValueError(f"no retina found: the frame varies by {bright - dark:.1f} of 255 levels, {VARIES} needed")
     noise = (brightness - smooth)[smooth < dark + 0.1 * (bright - dark)].std()
     regions, count = ndimage.label(smooth > dark + max(0.05 * (bright - dark), 2 * noise))
     areas = np.bincount(regions.ravel(), minlength=count + 1)[1:]
@@ -156,14 +157,14 @@ def read_photograph(path):
     return np.asarray(_decoded(path.read_bytes(), path.name)[0])
 
 
-def extract(data, name, size, crop=True):
+def extract(data, name, size, crop=True, contrast="none"):
     """The retina of the photograph in the bytes `data`, uint8 (size, size, 3), its box and the photograph's size.
 
     No more is decoded than the result shows: a JPEG at a fraction of its size with `OVERSAMPLING` pixels for each
     prepared one, finer where the retina turns out to be small and has fewer than `ENOUGH`. The retina is looked for in
-    a copy of `DETECTION` pixels, at least of half as many. `crop=False` takes the whole frame. The box is in whole
-    pixels of the upright photograph. Raises ValueError with the reason for which it is rejected, as `read_photograph`,
-    "no retina found" and "too small".
+    a copy of `DETECTION` pixels, at least of half as many. `crop=False` takes the whole frame; `contrast="graham"`
+    takes off the local average. The box is in whole pixels of the upright photograph. Raises ValueError with the reason
+    for which it is rejected, as `read_photograph`, "no retina found" and "too small".
     """
     needed = round(OVERSAMPLING * size)
     photograph, (width, height) = _decoded(data, name, max(needed, DETECTION // 2) if crop else needed)
@@ -183,7 +184,10 @@ def extract(data, name, size, crop=True):
         photograph, _ = _decoded(data, name, -(-needed * min(width, height) // longer))
         by = round(width / photograph.width)
     box = tuple(end / by for end in whole)
-    return _cut(photograph, box, size), whole, (width, height)
+    prepared = _cut(photograph, box, size)
+    if np.ptp(prepared) < VARIES:
+        raise ValueError(f"no retina found: the frame varies by {np.ptp(prepared)} of 255 levels, {VARIES} needed")
+    return graham(prepared) if contrast == "graham" else prepared, whole, (width, height)
 
 
 def _lesion_bits(path, shape):
@@ -211,14 +215,12 @@ def prepare_photograph(name, path, mask, out, size, crop, contrast, format):
     try:
         data = path.read_bytes()
         record["sha256"] = hashlib.sha256(data).hexdigest()
-        prepared, box, (width, height) = extract(data, path.name, size, crop)
+        prepared, box, (width, height) = extract(data, path.name, size, crop, contrast)
         bits = _lesion_bits(mask, (height, width)) if mask else None
     except OSError as error:
         return record | {"reason": f"unreadable: {error}"}
     except ValueError as error:
         return record | {"reason": str(error)}
-    if contrast == "graham":
-        prepared = graham(prepared)
     if mask:
         save = partial(Image.fromarray(cut_mask(bits, box, size)).save, format="png", compress_level=1)
         paths.write(out / "masks" / f"{name}.png", save)

@@ -27,9 +27,10 @@ from PIL import Image
 from torch.nn import functional
 from tqdm import tqdm
 
+from lib import paths
+from lib.collection import read_masks
 from lib.cropping import FORMATS, pool_of, prepare_photograph
 from lib.labels import EYES, MAKER, fingerprint, read_labels, reject_duplicates, split
-from lib.phantom import read_masks
 
 COLUMNS = "image patient eye grade part left top right bottom width height sha256 source".split()
 RECORD = "image sha256 reason box width height sums squares".split()
@@ -148,9 +149,7 @@ def prepare(
                 pool.shutdown(cancel_futures=True)
         _finish(partial, table, rejects, done | {record["image"]: record for record in new}, request)
         if out.exists():
-            aside = next(path for i in range(1, 10_000) if not (path := out.with_name(f"{out.name}.{i}")).exists())
-            os.replace(out, aside)
-            print(f"{out.name} held a data set of another request, kept as {aside.name}")
+            print(f"{out.name} held a data set of another request, kept as {paths.aside(out).name}")
         os.replace(partial, out)
     return out
 

@@ -32,6 +32,14 @@ def dataset(relative):
     return RAW / relative
 
 
+def aside(path):
+    """Keep what is at `path` beside it, as `<path>.1`, `.2`, ..., the first that is free; returns the new path."""
+    number = 1
+    while (kept := path.with_name(f"{path.name}.{number}")).exists():
+        number += 1
+    return path.rename(kept)
+
+
 def write(path, write):
     """Let `write(beside)` write a file beside `path`, then rename it: `path` is whole or as it was before."""
     beside = path.with_name(f"{path.name}.part")

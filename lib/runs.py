@@ -26,9 +26,7 @@ def claim(out, settings):
         return (f"{out} holds an unfinished run with other settings: {changed}. Set them back to continue it; to begin "
                 "anew, delete the folder or choose another run name")  # fmt: skip
     if out.exists():
-        aside = next(path for i in range(1, 10_000) if not (path := out.with_name(f"{out.name}.{i}")).exists())
-        out.rename(aside)
-        print(f"{out.name} held a run with another configuration, kept as {aside.name}")
+        print(f"{out.name} held a run with another configuration, kept as {paths.aside(out).name}")
     out.mkdir(parents=True, exist_ok=True)
     paths.write(out / "config.json", lambda path: path.write_text(json.dumps(settings, indent=1)))
     return ""

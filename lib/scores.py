@@ -11,20 +11,14 @@ def grading(probabilities, grades, predicted=None):
     """The scores of grading diabetic retinopathy, each beside what it is worth without skill, as one dictionary.
 
     probabilities (n, 5) summing to 1, grades (n,) int in 0..4, predicted (n,), the answers where they are not the
-    likeliest grades. Returns accuracy and `majority_rate`, the accuracy of
-    always answering the commonest grade; balanced_accuracy (chance 0.2); kappa, quadratically weighted (chance 0; None
-    where one grade is all that is answered and all that is true); auc_referable, the area under the ROC curve of
-    grade >= 2 (chance 0.5; None with one side only); recall (5,), None for a grade that does not occur; confusion
-    (5, 5), rows true. Raises ValueError for shapes that do not fit, NaN, and grades that have no probability.
+    likeliest grades. Returns accuracy and `majority_rate`, the accuracy of always answering the commonest grade;
+    balanced_accuracy (chance 0.2); kappa, quadratically weighted (chance 0; None where one grade is all that is
+    answered and all that is true); auc_referable, the area under the ROC curve of grade >= 2 (chance 0.5; None with one
+    side only); recall (5,), None for a grade that does not occur; confusion (5, 5), rows true. Raises ValueError for
+    shapes that do not fit, NaN, and grades that have no probability.
     """
-    probabilities, grades = np.asarray(probabilities, float), np.asarray(grades)
-    if probabilities.ndim != 2 or len(probabilities) != len(grades) or not len(grades):
-        raise ValueError(
-            f"probabilities {probabilities.shape} and grades {grades.shape} do not fit: (n, N) and (n,), n > 0"
-        )
+    probabilities, grades = checked(probabilities, grades)
     labels = list(range(probabilities.shape[1]))
-    if not np.isin(grades, labels).all() or not np.isfinite(probabilities).all():
-        raise ValueError(f"grades {np.unique(grades)} must lie in 0..{labels[-1]} and all probabilities be finite")
     predicted = probabilities.argmax(1) if predicted is None else np.asarray(predicted)
     confusion = metrics.confusion_matrix(grades, predicted, labels=labels)
     counts = confusion.sum(1)
@@ -43,6 +37,18 @@ def grading(probabilities, grades, predicted=None):
         "recall": recall,
         "confusion": confusion.tolist(),
     }
+
+
+def checked(values, labels):
+    """Scores or probabilities (n, N) float64 and labels (n,) int; raises ValueError for what `grading` cannot take."""
+    values, labels = np.asarray(values, float), np.asarray(labels)
+    if values.ndim != 2 or labels.shape != values.shape[:1] or not len(labels):
+        raise ValueError(f"{values.shape} for labels {labels.shape} do not fit: give (n, N) and (n,), n > 0")
+    if not np.isfinite(values).all():
+        raise ValueError(f"row {int(np.argmin(np.isfinite(values).all(1)))} of the scores holds NaN or infinite values")
+    if not np.isin(labels, range(values.shape[1])).all():
+        raise ValueError(f"labels {np.unique(labels)} must lie in 0..{values.shape[1] - 1}")
+    return values, labels.astype(int)
 
 
 def pointing_game(response, mask):

@@ -12,8 +12,9 @@ import pandas as pd
 from PIL import Image
 
 from lib import download, paths
+from lib.collection import BALANCED, write_collection
 from lib.labels import HELD_OUT, TABLES
-from lib.phantom import BALANCED, MASKS, VERSION, write_collection
+from lib.phantom import MASKS, VERSION
 
 # Right eyes of EyePACS by grade 0-4, counted in Kaggle's label tables; the CLEAR-DR paper says 53,354 images.
 EYEPACS_RIGHT_EYES = {"train": (12939, 1231, 2590, 448, 355), "test": (19816, 1857, 3904, 601, 610)}
@@ -22,7 +23,7 @@ EYEPACS_RIGHT_EYES = {"train": (12939, 1231, 2590, 448, 355), "test": (19816, 18
 def phantom(n, seed, share=BALANCED):
     """The folder of the phantom collection of n patients: written once, reused for the same arguments, else remade.
 
-    `seed` draws everything, `share` is the share of each grade 0-4. Raises as `lib.phantom.write_collection` does.
+    `seed` draws everything, `share` is the share of each grade 0-4. Raises as `lib.collection.write_collection` does.
     """
     folder = paths.RAW / "phantom"
     wanted = {"n": n, "seed": seed, "share": list(share), "version": VERSION}

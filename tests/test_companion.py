@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lib import companion, paths
+from lib import companion, execution, paths
 
 DECLARED = """\
 profile: str = "bundled"  # names the folder under build/
@@ -194,15 +194,15 @@ def test_importing_companion_does_not_import_papermill_or_nbconvert():
 def test_bundled_runs_every_notebook_as_it_is_and_a_profile_those_it_has_a_file_for(shelf):
     write("01_x"), write("02_x")
     profile("tiny", **{"02_x": "profile: tiny\nepochs: 1\n"})
-    assert companion.plan("bundled", [], []) == {"01_x": {"profile": "bundled"}, "02_x": {"profile": "bundled"}}
-    assert companion.plan("tiny", [], []) == {"02_x": {"profile": "tiny", "epochs": 1}}
-    assert list(companion.plan("bundled", ["02"], [])) == ["02_x"]
+    assert execution.plan("bundled", [], []) == {"01_x": {"profile": "bundled"}, "02_x": {"profile": "bundled"}}
+    assert execution.plan("tiny", [], []) == {"02_x": {"profile": "tiny", "epochs": 1}}
+    assert list(execution.plan("bundled", ["02"], [])) == ["02_x"]
 
 
 def test_given_values_are_yaml_and_go_to_every_notebook_that_declares_the_name(shelf):
     write("01_x"), write("02_x"), write("03_x", declared='profile: str = "bundled"\nseed: int = 1')
     given = [("flips", "false"), ("rate", "2"), ("weights", "no"), ("seed", "5")]
-    chosen = companion.plan("bundled", [], given)
+    chosen = execution.plan("bundled", [], given)
     full = {"profile": "bundled", "flips": False, "rate": 2, "weights": "no", "seed": 5}
     assert chosen == {"01_x": full, "02_x": full, "03_x": {"profile": "bundled", "seed": 5}}
 

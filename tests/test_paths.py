@@ -80,3 +80,15 @@ def test_a_relative_shelf_is_taken_from_the_root_in_every_folder(tmp_path, folde
     (tmp_path / "MNIST/raw").mkdir(parents=True)
     found = asked(REPOSITORY / folder, COMPANION_DATASETS=os.path.relpath(tmp_path, REPOSITORY))
     assert found["dataset"] == str(tmp_path / "MNIST/raw")
+
+
+def test_what_is_kept_aside_takes_the_first_free_number(tmp_path):
+    for number in (1, 2):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "weights").write_text(str(number))
+        assert paths.aside(tmp_path / "run") == tmp_path / f"run.{number}"
+    (tmp_path / "run.1").rename(tmp_path / "elsewhere")
+    (tmp_path / "run").write_text("3")
+    paths.aside(tmp_path / "run")
+    assert (tmp_path / "run.1").read_text() == "3" and (tmp_path / "run.2" / "weights").read_text() == "2"
+    assert not (tmp_path / "run").exists()

@@ -109,12 +109,12 @@ def test_kappa_is_undefined_only_where_one_grade_is_all_there_is():
 @pytest.mark.parametrize(
     ("probabilities", "grades", "message"),
     [
-        (np.ones((3, 5)), [0, 1], r"\(3, 5\) and grades \(2,\)"),
+        (np.ones((3, 5)), [0, 1], r"\(3, 5\) for labels \(2,\)"),
         (np.ones(5), [0, 1, 2, 3, 4], r"\(5,\)"),
         (np.ones((0, 5)), [], r"\(0, 5\)"),
-        (np.ones((2, 5)), [0, 5], r"grades \[0 5\] must lie in 0\.\.4"),
-        (np.ones((2, 5)), [-1, 0], r"grades \[-1 +0\] must lie"),
-        (np.full((2, 5), np.nan), [0, 1], "finite"),
+        (np.ones((2, 5)), [0, 5], r"labels \[0 5\] must lie in 0\.\.4"),
+        (np.ones((2, 5)), [-1, 0], r"labels \[-1 +0\] must lie"),
+        (np.full((2, 5), np.nan), [0, 1], "row 0 of the scores holds NaN"),
     ],
 )
 def test_grading_refuses_what_does_not_fit(probabilities, grades, message):

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from lib import fundus, labels, paths, phantom, sources
+from lib import collection, fundus, labels, paths, sources
 
 
 @pytest.fixture
@@ -305,7 +305,7 @@ def test_idrids_masks_are_one_file_by_the_names_of_the_lesions(published):
     }
     names = "microaneurysm haemorrhage hard_exudate cotton_wool_spot optic_disc".split()
     for number in (1, 2, 3, 55):
-        masks = phantom.read_masks(raw / "masks" / f"lesions_IDRiD_{number:02d}.png")
+        masks = collection.read_masks(raw / "masks" / f"lesions_IDRiD_{number:02d}.png")
         for i, name in enumerate(names):
             expected = np.zeros((160, 240), bool)
             if name != "cotton_wool_spot" or number == 2:
