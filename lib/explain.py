@@ -104,10 +104,13 @@ def clear_dr_map(R):
 
 
 def grade_colours(R):
-    """The dominant grade's colour at each pixel of R (5, H, W), grey where nothing responds: RGB (H, W, 3)."""
+    """The dominant grade's colour at each pixel of R (5, H, W), RGB (H, W, 3).
+
+    Grey where the response is below a hundredth of its maximum: there the dominant grade is an accident.
+    """
     R = np.asarray(R)
-    colours = np.array([hsv_to_rgb((hue, 1, 1)) for hue in clear.GRADE_HUES])[R.argmax(0)]
-    return np.where(R.max(0)[..., None] > 0, colours, 0.25)
+    colours, response = np.array([hsv_to_rgb((hue, 1, 1)) for hue in clear.GRADE_HUES])[R.argmax(0)], R.max(0)
+    return np.where((response > max(0.01 * response.max(), 0))[..., None], colours, 0.25)
 
 
 def landmarks(disc):

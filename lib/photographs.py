@@ -56,7 +56,7 @@ def explain_files(photographs, sequencer, out, relu="guided", device="cpu"):
     network, config = load(folder)
     files = _files(photographs)
     digest = hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
-    done = _claim(out, {"sequencer": sequencer, "weights": digest, "relu": relu})
+    done = _claim(out, {"sequencer": str(sequencer), "weights": digest, "relu": relu})
     left, rejects, taken = [file for file in files if str(file) not in done], {}, set(done.values())
     sheet, savings = Sheet(Figure((7, 4.1), dpi=110)), {"format": "png", "pil_kwargs": {"compress_level": 1}}
     eyes = _eyes(network.to(device), config, left, relu, rejects)

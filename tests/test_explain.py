@@ -1,63 +1,15 @@
-"""One eye explained: a run folder made by hand, photographs on disk, and the words held against the map."""
+"""One eye explained: its shares, colours and words held against a map whose answer is known."""
 
+import colorsys
 import json
+import math
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 
-from lib import companion, explain, networks, phantom
-from lib.cropping import extract
-
-
-@pytest.fixture
-def sequencer(tmp_path):
-    """The folder of a run with random weights, prepared at 64 pixels."""
-    torch.manual_seed(0)
-    network = networks.RadiomicSequencer()
-    torch.nn.init.normal_(network.head.weight)
-    folder = tmp_path / "run"
-    folder.mkdir()
-    save_file(network.state_dict(), folder / "weights.safetensors")
-    config = {"body": "plain", "size": 64, "crop": True, "contrast": "none", "mean": [0.4, 0.2, 0.1], "std": [0.3] * 3}
-    (folder / "config.json").write_text(json.dumps(config | {"prepared": "phantom-64", "fingerprint": "x"}))
-    return folder
-
-
-@pytest.fixture
-def photographs(tmp_path):
-    """Five phantoms of different sizes, a black frame and a file that is none."""
-    folder = tmp_path / "photographs"
-    folder.mkdir()
-    for grade in range(5):
-        image = np.pad(phantom.photograph(grade, grade, 120 + 30 * grade)[0], ((5, 5), (30, 30), (0, 0)))
-        Image.fromarray(image).save(folder / f"eye{grade}.png")
-    Image.new("RGB", (200, 150)).save(folder / "black.png")
-    (folder / "page.jpg").write_text("<html>")
-    return folder
-
-
-def test_every_photograph_is_explained_or_listed_with_its_reason(sequencer, photographs, tmp_path):
-    out = tmp_path / "out"
-    assert companion.main(["explain", str(photographs), "--sequencer", str(sequencer), "--out", str(out)]) == 0
-    table = pd.read_csv(out / "results.csv").set_index("image").sort_index()
-    rejects = pd.read_csv(out / "rejects.csv")
-    assert len(table) == 5 and len(rejects) == 2 and rejects.to_string().count("no retina found") == 1
-    network, config = explain.load(sequencer)
-    mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))
-    for name, row in table.iterrows():
-        path = next(photographs.glob(f"{row['image'] if 'image' in row else name}*"))
-        image = torch.from_numpy(extract(path.read_bytes(), path.name, 64)[0]).permute(2, 0, 1) / 255
-        with torch.no_grad():
-            p = network(((image - mean) / std)[None]).softmax(1)[0].numpy()
-        np.testing.assert_allclose(row[[f"p{g}" for g in range(5)]].to_numpy(float), p, atol=2e-3)
-        assert row["grade"] == p.argmax() and (out / row["figure"]).exists()
-    before = (out / "results.csv").read_bytes()
-    companion.main(["explain", str(photographs), "--sequencer", str(sequencer), "--out", str(out)])
-    assert (out / "results.csv").read_bytes() == before
+from lib import clear, cropping, explain, lesions, networks
 
 
 def test_the_shares_of_the_grades_are_those_of_the_dominant_response():
@@ -88,3 +40,56 @@ def test_a_run_that_cannot_explain_is_named(sequencer, tmp_path):
     (sequencer / "config.json").write_text(json.dumps(config | {"size": 64}))
     with pytest.raises(ValueError, match="answers with 3 grades; CLEAR-DR has 5"):
         explain.load(sequencer)
+
+
+def test_colours_are_the_dominant_grades_and_grey_where_hardly_anything_responds():
+    R = np.zeros((5, 1, 4), np.float32)
+    R[3, 0, 0], R[1, 0, 0], R[0, 0, 1], R[2, 0, 2] = 1, 0.9, 0.02, 0.005
+    colours = explain.grade_colours(R)[0]
+    np.testing.assert_allclose(colours[0], colorsys.hsv_to_rgb(clear.GRADE_HUES[3], 1, 1))
+    np.testing.assert_allclose(colours[1], colorsys.hsv_to_rgb(clear.GRADE_HUES[0], 1, 1))
+    assert (colours[2:] == 0.25).all()
+    assert (explain.grade_colours(-R) == 0.25).all()
+
+
+@pytest.mark.parametrize("x", [30, 130])
+def test_the_fovea_is_expected_temporal_of_the_disc_and_below(x):
+    rows, columns = np.mgrid[:160, :160] + 0.5
+    centre, diameter, fovea = explain.landmarks(np.hypot(columns - x, rows - 70) < 10)
+    assert centre == (x, 70) and diameter == pytest.approx(20, rel=0.02)
+    assert math.dist(fovea, centre) == pytest.approx(2.65 * diameter)
+    assert (fovea[0] > x) == (x < 80)
+    assert math.degrees(math.asin((fovea[1] - 70) / math.dist(fovea, centre))) == pytest.approx(7.8)
+
+
+def test_without_knowing_which_side_is_temporal_no_fovea_is_expected():
+    rows, columns = np.mgrid[:160, :160]
+    assert explain.landmarks(np.hypot(columns - 75, rows - 70) < 10)[2] is None
+    with pytest.raises(ValueError, match="optic disc is empty"):
+        explain.landmarks(np.zeros((4, 4)))
+
+
+@pytest.mark.parametrize("box", [(100, 50, 300, 250), (0, 0, 200, 100), (40, 10, 90, 250)])
+def test_a_point_of_the_prepared_photograph_lies_where_it_was_cut_from(box):
+    image, point = np.zeros((260, 310, 3), np.uint8), (box[0] + 24, box[1] + 64)
+    image[point[1] - 3 : point[1] + 4, point[0] - 3 : point[0] + 4] = 255
+    prepared = cropping.cut(image, box, 60).sum(2).astype(float)
+    y, x = (np.average(grid + 0.5, weights=prepared) for grid in np.mgrid[:60, :60])
+    found = explain.into((x, y), explain.extent(box, 60), 60)
+    np.testing.assert_allclose(found, np.add(point, 0.5), atol=0.3)
+
+
+def test_words_say_where_the_response_lies():
+    R = np.zeros((5, 80, 80), np.float32)
+    R[2, 38:42, 66:70], R[4, 10:12, 10:12] = 1, 0.5
+    shares = np.array([0, 0, 16, 0, 2]) / 18
+    eye = explain.Eye(2, np.array([0.1, 0, 0.7, 0.2, 0]), R, shares, lesions.attentive_regions(R[2]))
+    rows, columns = np.mgrid[:80, :80] + 0.5
+    disc = np.hypot(columns - 68, rows - 60) < 5
+    text = explain.words(eye, disc).split("\n")
+    assert "moderate" in text[0].lower() and "70%" in text[0]
+    assert "89%" in text[2] and "11%" in text[2]
+    assert len(text) == 4 and text[3].startswith("region 1: 3 o'clock, 0.35 retinal diameters from the middle, 100% of")
+    assert "2.0 disc diameters from the disc's centre" in text[3] and "from the fovea" in text[3]
+    nothing = explain.Eye(0, np.eye(5)[0], -R, np.full(5, np.nan), [])
+    assert explain.words(nothing).endswith("nothing responds")
