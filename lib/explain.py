@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from matplotlib.colors import hsv_to_rgb
 from safetensors import SafetensorError, safe_open
+from scipy import ndimage
 
 from lib import clear, figures, lesions, networks, training
 from lib.cropping import placement
@@ -95,20 +96,30 @@ def explained(network, images, relu="guided"):
 # For the reader
 
 
+def drawn(R):
+    """R (5, H, W) as it is drawn, float32: every point as large as a 128th of the width.
+
+    A response has few bright points, which vanish when a map of many pixels is made small: each pixel shows the largest
+    response in a square around it. Up to 255 pixels that is the response itself.
+    """
+    side = max(1, np.shape(R)[-1] // 128)
+    return ndimage.maximum_filter(np.asarray(R, np.float32), (1, side, side))
+
+
 def clear_dr_map(R):
     """The CLEAR-DR map of R (5, H, W): colour = dominant grade, value = square root of its response (CLEAR, Eq. 6).
 
-    RGB (H, W, 3) in [0, 1]. A response has few bright points; the square root lets the faint ones be seen.
+    RGB (H, W, 3) in [0, 1], of `drawn` responses; the square root lets the faint ones be seen.
     """
-    return clear.render(torch.as_tensor(R)[None].clamp(min=0).sqrt(), clear.GRADE_HUES)[0].numpy()
+    return clear.render(torch.from_numpy(drawn(R))[None].clamp(min=0).sqrt(), clear.GRADE_HUES)[0].numpy()
 
 
 def grade_colours(R):
-    """The dominant grade's colour at each pixel of R (5, H, W), RGB (H, W, 3).
+    """The dominant grade's colour at each pixel of R (5, H, W) as `drawn`, RGB (H, W, 3).
 
     Grey where the response is below a hundredth of its maximum: there the dominant grade is an accident.
     """
-    R = np.asarray(R)
+    R = drawn(R)
     colours, response = np.array([hsv_to_rgb((hue, 1, 1)) for hue in clear.GRADE_HUES])[R.argmax(0)], R.max(0)
     return np.where((response > max(0.01 * response.max(), 0))[..., None], colours, 0.25)
 

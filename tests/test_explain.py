@@ -93,3 +93,13 @@ def test_words_say_where_the_response_lies():
     assert "2.0 disc diameters from the disc's centre" in text[3] and "from the fovea" in text[3]
     nothing = explain.Eye(0, np.eye(5)[0], -R, np.full(5, np.nan), [])
     assert explain.words(nothing).endswith("nothing responds")
+
+
+def test_a_point_is_drawn_as_large_as_a_128th_of_the_width():
+    R = np.zeros((5, 384, 384), np.float32)
+    R[3, 100, 200], R[1, 101, 200] = 2, 1
+    drawn = explain.drawn(R)
+    expected = np.zeros((384, 384))
+    expected[99:103, 199:202] = [[2], [2], [2], [1]]
+    np.testing.assert_array_equal(drawn.max(0), expected)
+    assert (explain.drawn(R[:, :255, :255]) == R[:, :255, :255]).all()
