@@ -128,6 +128,19 @@ def test_a_hue_legend_has_the_colour_and_the_name_of_every_class_in_order():
     np.testing.assert_allclose(drawn(ax)[0], 255 * hsv_to_rgb([(hue, 1, 1) for hue in hues]), atol=1)
 
 
+def test_a_level_legend_has_above_each_name_its_hue_from_black_to_full():
+    _, ax = plt.subplots()
+    figures.level_legend(ax, [0, 1 / 3, 2 / 3], ["red", "green", "blue"], levels=10)
+    (image,) = ax.images
+    left, right, *_ = image.get_extent()
+    colours = np.asarray(image.get_array())[0]
+    for name, tick in zip(ax.get_xticklabels(), ax.get_xticks(), strict=True):
+        start, end = ((tick + side - left) / (right - left) * len(colours) for side in (-0.5, 0.5))
+        ramp, channel = colours[round(start) : round(end)], ["red", "green", "blue"].index(name.get_text())
+        np.testing.assert_allclose(ramp[:, channel], (np.arange(10) + 0.5) / 10)
+        assert ramp.sum() == pytest.approx(ramp[:, channel].sum())
+
+
 def test_a_confusion_matrix_has_its_counts_in_their_cells_and_its_shares_as_shades():
     matrix = [[30, 10, 0], [0, 0, 0], [1, 2, 5]]
     ax = canvas(3, 3)
