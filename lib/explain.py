@@ -47,20 +47,22 @@ def load(folder):
     """
     folder = Path(folder)
     path, weights = folder / "config.json", folder / "weights.safetensors"
+    if not weights.exists():
+        return training.load(networks.SEQUENCERS["plain"](), folder, MAKER)  # which says what to do
     config = json.loads(path.read_text()) if path.exists() else {}
     missing = [name for name in ("body", *HOW_PREPARED[1:]) if name not in config]
-    if weights.exists() and missing:
+    if missing:
         raise ValueError(f"{path} has no {', '.join(missing)}: it is no sequencer's, or an old one's. "
                          f"Notebook {MAKER} trains sequencers of fundus photographs")  # fmt: skip
-    if weights.exists() and config["body"] not in networks.SEQUENCERS:
+    if config["body"] not in networks.SEQUENCERS:
         raise ValueError(f"{path}: body is {config['body']!r}; known are {', '.join(networks.SEQUENCERS)}")
     if (grades := _grades(weights)) != GRADES:
         raise ValueError(f"the sequencer in {folder} answers with {grades} grades; CLEAR-DR has {GRADES}, 0 to 4")
-    return training.load(networks.SEQUENCERS[config.get("body", "plain")](), folder, MAKER)[0], config
+    return training.load(networks.SEQUENCERS[config["body"]](), folder, MAKER)
 
 
 def _grades(weights):
-    """How many class kernels the weights hold; five where the file is not there or not readable, for `load` to say."""
+    """How many class kernels the weights hold; five where the file is not readable, for `load` to say."""
     try:
         with safe_open(weights, "pt") as file:
             return file.get_slice("head.weight").get_shape()[0]

@@ -59,20 +59,20 @@ def outline(ax, box, colour="white", label=None):
 
 def hue_legend(ax, hues, names):
     """Which hue is which class, as a row of swatches with their names below."""
-    ax.imshow([[hsv_to_rgb(hue, 1, 1) for hue in hues]], aspect="auto")
-    ax.set(yticks=[])
-    ax.set_xticks(range(len(hues)), names)
-    ax.tick_params(length=0)
-    return ax
+    return _swatches(ax, [hsv_to_rgb(hue, 1, 1) for hue in hues], names)
 
 
 def level_legend(ax, hues, names, levels=64):
     """Which hue is which class, each as a ramp of its value from 0 to 1, with its name below: the key to CLEAR maps."""
     values = (np.arange(levels) + 0.5) / levels
-    ax.imshow([[hsv_to_rgb(hue, 1, value) for hue in hues for value in values]], aspect="auto",
-              extent=(-0.5, len(hues) - 0.5, 1, 0))  # fmt: skip
+    return _swatches(ax, [hsv_to_rgb(hue, 1, value) for hue in hues for value in values], names)
+
+
+def _swatches(ax, colours, names):
+    """A row of colours, as many for each name, which stands below their middle."""
+    ax.imshow([colours], aspect="auto", extent=(-0.5, len(names) - 0.5, 1, 0))
     ax.set(yticks=[])
-    ax.set_xticks(range(len(hues)), names)
+    ax.set_xticks(range(len(names)), names)
     ax.tick_params(length=0)
     return ax
 

@@ -188,6 +188,11 @@ def _finish(partial, table, rejects, records, request):
         rest.unlink(missing_ok=True)
 
 
+def normalised(images, mean, std):
+    """Channel-wise normalisation, uint8 (..., 3, H, W) to float32: (x / 255 - mean) / std, both (3, 1, 1)."""
+    return (images.float() / 255 - mean) / std
+
+
 class Prepared(torch.utils.data.Dataset):
     """One part ("train", "val", "test", and "lesions" where there is one) of a prepared data set.
 
@@ -206,8 +211,7 @@ class Prepared(torch.utils.data.Dataset):
         made = json.loads((self.folder / "dataset.json").read_text())
         if part not in made["counts"]:
             raise ValueError(f"part is {part!r}; {self.folder.name} has {', '.join(made['counts'])}.")
-        self.mean = torch.tensor(made["mean"]).view(3, 1, 1)
-        self.std = torch.tensor(made["std"]).view(3, 1, 1)
+        self.mean, self.std = (torch.tensor(made[name]).view(3, 1, 1) for name in ("mean", "std"))
         manifest = pd.read_csv(self.folder / "manifest.csv", dtype={"image": str}).query("part == @part")
         self.names, self.format = manifest["image"].tolist(), made["format"]
         self.grades = torch.tensor(manifest["grade"].to_numpy())
@@ -242,8 +246,8 @@ class Prepared(torch.utils.data.Dataset):
         return image, int(self.grades[i])
 
     def normalise(self, images):
-        """Channel-wise normalisation, uint8 (..., 3, H, W) to float32: (x / 255 - mean) / std."""
-        return (images.float() / 255 - self.mean) / self.std
+        """`normalised` by the training part's mean and std."""
+        return normalised(images, self.mean, self.std)
 
     def photograph(self, i):
         """Photograph i to look at, float32 (H, W, 3) in [0, 1]."""

@@ -117,7 +117,7 @@ class Region(NamedTuple):
 
 
 def attentive_regions(R, n=3):
-    """Up to n regions of a response R (H, W), the one with most of the response first: a list of `Region`.
+    """Up to n regions of a response R (H, W), a list of `Region`; the first has most of the response and is the red box.
 
     A region is a connected part where R, its positive part smoothed by a Gaussian of 3 % of the width, exceeds half
     its maximum. The centre is the smoothed response's centre of gravity, in pixels from the upper left corner (the
@@ -139,12 +139,6 @@ def attentive_regions(R, n=3):
         box = columns.start, rows.start, columns.stop, rows.stop
         regions.append(Region(box, (float(x) + 0.5, float(y) + 0.5), float(sums[i] / positive.sum())))
     return regions
-
-
-def attentive_box(R):
-    """The red box: round the most attentive region of R (H, W), or None without a positive value."""
-    regions = attentive_regions(R, 1)
-    return regions[0].box if regions else None
 
 
 def clock_hour(point, origin, diameter):

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from lib import clear, paths
 from lib.cropping import extract
 from lib.explain import Sheet, explained, extent, into, load, place
+from lib.fundus import normalised
 from lib.labels import SUFFIXES
 
 COLUMNS = "image grade p0 p1 p2 p3 p4 share0 share1 share2 share3 share4 regions figure path".split()
@@ -119,7 +120,7 @@ def _eyes(network, config, files, relu, rejects):
                 rejects[path] = str(error)
         if read:
             images = torch.from_numpy(np.stack([photograph.prepared for photograph in read])).permute(0, 3, 1, 2)
-            yield from zip(read, explained(network, ((images / 255 - mean) / std).to(device), relu), strict=True)
+            yield from zip(read, explained(network, normalised(images, mean, std).to(device), relu), strict=True)
 
 
 def _read(path, config):

@@ -229,7 +229,7 @@ def test_the_red_box_by_its_definition():
     R = torch.tensor(gaussian_filter(rng.normal(size=(64, 64)), 4))
     smooth = gaussian_filter(R.clamp(min=0).numpy(), 0.03 * 64)
     alone = np.zeros((64, 64))
-    x0, y0, x1, y1 = lesions.attentive_box(R)
+    x0, y0, x1, y1 = lesions.attentive_regions(R)[0].box
     alone[y0:y1, x0:x1] = smooth[y0:y1, x0:x1]
     assert cam.box(alone, 0.5 * smooth.max() / alone.max()) == (x0, y0, x1, y1)
     assert scores.share_inside(R, alone > 0) >= lesions.attentive_regions(R)[0].share > 0
@@ -238,7 +238,7 @@ def test_the_red_box_by_its_definition():
 def test_the_red_box_is_round_the_region_with_most_response():
     # a pin-prick has the highest peak by far, but smoothed it is little beside a broad response
     R = spots(100, (20, 20, 0, 5.0), (70, 60, 5, 1.0))
-    x0, y0, x1, y1 = lesions.attentive_box(R)
+    x0, y0, x1, y1 = lesions.attentive_regions(R)[0].box
     assert x0 <= 55 and x1 >= 66 and y0 <= 65 and y1 >= 76 and x0 > 40
     assert all(isinstance(value, int) for value in (x0, y0, x1, y1))
 
@@ -253,7 +253,7 @@ def test_negative_responses_attract_no_attention():
 @pytest.mark.parametrize("value", [0.0, -1.0])
 def test_without_a_positive_response_there_is_no_region_and_no_box(value):
     assert lesions.attentive_regions(np.full((9, 9), value)) == []
-    assert lesions.attentive_box(torch.full((9, 9), value)) is None
+    assert lesions.attentive_regions(torch.full((9, 9), value)) == []
 
 
 @pytest.mark.parametrize("R", [np.ones((2, 9, 9)), np.full((9, 9), np.nan)])
