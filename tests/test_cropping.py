@@ -579,3 +579,10 @@ def test_no_crop_cuts_more_than_a_hundredth_of_a_real_retina():
         assert shape == bright.shape[::-1] and bright.mean() > 0.5
         assert (right - left) * (bottom - top) < 0.9 * bright.size  # a crop that cuts nothing would not show it
     assert len(lost) >= 54 and max(lost.values()) <= 0.01, f"most lost: {max(lost.items(), key=lambda item: item[1])}"
+
+
+@pytest.mark.parametrize("contrast", ["none", "graham"])
+def test_a_frame_taken_whole_that_hardly_varies_is_no_retina(contrast):
+    flat = np.random.default_rng(0).integers(40, 46, (90, 90, 3), dtype=np.uint8)
+    with pytest.raises(ValueError, match=r"no retina found: the frame varies by \d+ of 255 levels, 12 needed"):
+        cropping.extract(encoded(flat, "png"), "flat.png", 64, crop=False, contrast=contrast)
