@@ -117,7 +117,7 @@ class Region(NamedTuple):
 
 
 def attentive_regions(R, n=3):
-    """Up to n regions of a response R (H, W), a list of `Region`; the first has most of the response and is the red box.
+    """Up to n regions of a response R (H, W), a list of `Region`; the first, with most of the response, is the red box.
 
     A region is a connected part where R, its positive part smoothed by a Gaussian of 3 % of the width, exceeds half
     its maximum. The centre is the smoothed response's centre of gravity, in pixels from the upper left corner (the
