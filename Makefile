@@ -7,7 +7,7 @@ FRESH := build/test
 .PHONY: run test lab lint clean
 
 run: .venv/.ready
-	.venv/bin/python -m lib.companion run $(ARGS)
+	.venv/bin/python -m lib.notebook run $(ARGS)
 
 # Both halves at once, one thread each: on two cores that takes little more than the longer one.
 test: lint

@@ -1,9 +1,9 @@
-"""Class activation maps of the five likeliest classes of each image: `lib.cam` against TorchCAM and pytorch-grad-cam.
+"""Class activation maps of the five likeliest classes of each image: `lib.methods.cam` against TorchCAM and pytorch-grad-cam.
 
     pip install grad-cam                                         # pytorch-grad-cam is no dependency of the project
     python -m benchmarks.cam [--rounds 15] [--out FILE.json]
 
-ResNet-18 with random weights, batch 8, 224x224. A plain forward pass, `lib.cam` (maps of all 1,000 classes, of which
+ResNet-18 with random weights, batch 8, 224x224. A plain forward pass, `lib.methods.cam` (maps of all 1,000 classes, of which
 five are taken), TorchCAM's CAM (one class at a time from one forward pass) and pytorch-grad-cam's GradCAM (a forward
 and a backward pass for each class) take turns in one process; medians are compared. Up-sampling is left out where it
 can be: GradCAM includes it.
@@ -21,7 +21,9 @@ from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torchvision import models
 
-from lib import cam, companion, paths
+from lib import notebook as companion
+from lib import paths
+from lib.methods import cam
 
 
 def methods(network, images):
@@ -50,7 +52,7 @@ def methods(network, images):
         ranks = forward().T.tolist()
         return [gradients(images, [ClassifierOutputTarget(c) for c in classes]) for classes in ranks]
 
-    return {"forward pass": forward, "lib.cam": library, "TorchCAM CAM": torch_cam, "GradCAM": grad_cam}
+    return {"forward pass": forward, "lib.methods.cam": library, "TorchCAM CAM": torch_cam, "GradCAM": grad_cam}
 
 
 def seconds(run):
@@ -67,7 +69,7 @@ def main():
     torch.manual_seed(0)
     network, images = models.resnet18(weights=None).eval(), torch.rand(8, 3, 224, 224)
     runs = methods(network, images)
-    torch.testing.assert_close(runs["lib.cam"](), runs["TorchCAM CAM"](), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(runs["lib.methods.cam"](), runs["TorchCAM CAM"](), rtol=1e-4, atol=1e-5)
     turns = [{name: seconds(run) for name, run in runs.items()} for _ in range(options.rounds + 1)][1:]
     medians = {name: statistics.median(turn[name] for turn in turns) for name in runs}
     for name, median in medians.items():

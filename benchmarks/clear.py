@@ -1,4 +1,4 @@
-"""Attentive responses of all N classes: `lib.clear` against Captum class by class and against plain forward passes.
+"""Attentive responses of all N classes: `lib.methods.clear` against Captum class by class and against plain forward passes.
 
     make run                                                     # once: the trained networks and photographs
     python -m benchmarks.clear [--rounds 9] [--out FILE.json]
@@ -24,7 +24,11 @@ import captum.attr
 import torch
 from torch.nn import functional
 
-from lib import clear, companion, digits, fundus, networks, paths, training
+from lib import notebook as companion
+from lib import paths
+from lib.data import digits, fundus
+from lib.learning import networks, training
+from lib.methods import clear
 
 CASES = {"28x28, N=10, batch 64": (28, 64), "192x192, N=5, batch 4": (192, 4), "512x512, N=5, batch 1": (512, 1)}
 METHODS = (

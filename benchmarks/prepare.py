@@ -1,11 +1,11 @@
-"""A photograph of full size brought to 512 pixels: `lib.cropping` against a full decode and against the way of 2015.
+"""A photograph of full size brought to 512 pixels: `lib.data.retina` against a full decode and against the way of 2015.
 
     python -m benchmarks.prepare [--rounds 7] [--out FILE.json]
 
 The rivals: a full decode, the same detector on as small a copy, one LANCZOS resize of the box; and what entrants of
 Kaggle's competition did in 2015, a 5x5 blur, a threshold against the sides of the frame and a crop, all at full size,
-then Pillow's default resize. They turn the file's bytes into an array, as `lib.cropping.extract` does; "file to file"
-adds to all three what `lib.cropping.prepare_photograph` does besides (reading, SHA-256, sums, lossless WebP).
+then Pillow's default resize. They turn the file's bytes into an array, as `lib.data.retina.extract` does; "file to file"
+adds to all three what `lib.data.retina.prepare_photograph` does besides (reading, SHA-256, sums, lossless WebP).
 
 Photographs are phantoms enlarged to what cameras give, with a sensor's noise that makes their JPEGs (quality 90) weigh
 about 1 MB as EyePACS's do (88.3 GB, 88,702 photographs); retinas are smaller than the frame, as high, and cut by it.
@@ -30,7 +30,9 @@ import numpy as np
 import PIL
 from PIL import Image, ImageFilter, features
 
-from lib import cropping, paths, phantom
+from lib import paths
+from lib.data import phantom
+from lib.data import retina as cropping
 
 SIZE = 512
 NOISE = 2  # the sensor's, in levels of 255
@@ -46,7 +48,7 @@ OUTPUTS = {**cropping.FORMATS, "png": {}}
 WORKER = """
 import resource, sys
 from pathlib import Path
-from lib import cropping
+from lib.data import retina as cropping
 usage, folder = (resource.getrusage, resource.RUSAGE_SELF), Path(sys.argv[1])
 with cropping.pool_of(1) as pool:
     pool.submit(cropping.placement, (0, 0, 1, 1), 1).result()
@@ -70,7 +72,7 @@ def write_photograph(path, camera, diameter, seed):
 
 
 def full_decode(data):
-    """Decode all, find the retina in a copy as small as `lib.cropping`'s, resize its box."""
+    """Decode all, find the retina in a copy as small as `lib.data.retina`'s, resize its box."""
     photograph = Image.open(BytesIO(data))
     factor = min(photograph.size) // cropping.DETECTION
     found = cropping.crop_box(np.asarray(photograph.reduce(factor)))

@@ -30,7 +30,10 @@ from lightning_fabric import Fabric
 from torch.nn import functional
 from torch.utils.data import Dataset, Subset
 
-from lib import companion, fundus, networks, paths, training
+from lib import notebook as companion
+from lib import paths
+from lib.data import fundus
+from lib.learning import networks, training
 
 RIGHT_EYES = 44_351
 GPU = torch.cuda.is_available()

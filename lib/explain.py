@@ -12,8 +12,11 @@ from matplotlib.colors import hsv_to_rgb
 from safetensors import SafetensorError, safe_open
 from scipy import ndimage
 
-from lib import clear, figures, lesions, networks, training
-from lib.cropping import placement
+from lib import figures
+from lib.data.retina import placement
+from lib.evaluation import localisation as lesions
+from lib.learning import networks, training
+from lib.methods import clear
 
 GRADES = len(figures.GRADE_NAMES)
 HOW_PREPARED = ("fingerprint", "size", "crop", "contrast", "mean", "std")

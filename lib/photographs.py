@@ -1,4 +1,4 @@
-"""Photographs on disk, graded and explained one after another, however many: `python -m lib.companion explain`."""
+"""Photographs on disk, graded and explained one after another, however many: `python -m lib.notebook explain`."""
 
 import hashlib
 import json
@@ -13,11 +13,12 @@ import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from lib import clear, paths
-from lib.cropping import extract
+from lib import paths
+from lib.data.fundus import normalised
+from lib.data.manifest import SUFFIXES
+from lib.data.retina import extract
 from lib.explain import Sheet, explained, extent, into, load, place
-from lib.fundus import normalised
-from lib.labels import SUFFIXES
+from lib.methods import clear
 
 COLUMNS = "image grade p0 p1 p2 p3 p4 share0 share1 share2 share3 share4 regions figure path".split()
 AT_ONCE = 8, 1 << 19  # photographs, and pixels, that are held at a time

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lib import networks
+from lib.learning import networks
 
 
 @pytest.fixture

@@ -66,9 +66,11 @@ def test_the_citation_is_of_this_version_and_names_the_three_papers():
 def test_git_does_not_ignore_lib():
     if not (paths.ROOT / ".git").exists():
         pytest.skip("not a git checkout")
-    for module in (paths.ROOT / "lib").glob("*.py"):
-        ignored = subprocess.run(["git", "check-ignore", "-q", "--no-index", f"lib/{module.name}"], cwd=paths.ROOT)
-        assert ignored.returncode == 1, f"lib/{module.name} is ignored"
+    for module in (paths.ROOT / "lib").rglob("*.py"):
+        ignored = subprocess.run(
+            ["git", "check-ignore", "-q", "--no-index", str(module.relative_to(paths.ROOT))], cwd=paths.ROOT
+        )
+        assert ignored.returncode == 1, f"{module} is ignored"
 
 
 @pytest.fixture

@@ -9,7 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lib import clear, cropping, explain, lesions, networks
+from lib import explain
+from lib.data import retina as cropping
+from lib.evaluation import localisation as lesions
+from lib.learning import networks
+from lib.methods import clear
 
 
 def test_the_shares_of_the_grades_are_those_of_the_dominant_response():

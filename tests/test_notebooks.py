@@ -136,10 +136,10 @@ def test_the_smoke_profile_covers_every_notebook():
 
 
 def companion(build, *arguments):
-    """`python -m lib.companion run` away from the repository's folders, in a folder that is not the repository."""
+    """`python -m lib.notebook run` away from the repository's folders, in a folder that is not the repository."""
     environment = os.environ | {"COMPANION_DATA": str(build / "data"), "COMPANION_BUILD": str(build / "build")}
     environment.pop("COMPANION_DATASETS", None)
-    command = [sys.executable, "-m", "lib.companion", "run", "--profile", "smoke", *arguments]
+    command = [sys.executable, "-m", "lib.notebook", "run", "--profile", "smoke", *arguments]
     return subprocess.run(command, env=environment, cwd=build, capture_output=True, text=True)
 
 

@@ -9,8 +9,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from lib import companion, explain, phantom, photographs
-from lib.cropping import extract
+from lib import explain, photographs
+from lib import notebook as companion
+from lib.data import phantom
+from lib.data.retina import extract
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""Answers and maps in, numbers out."""

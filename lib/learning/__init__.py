@@ -1,0 +1,1 @@
+"""A Dataset in, a run folder out."""

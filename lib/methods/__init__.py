@@ -1,0 +1,1 @@
+"""The papers' methods, one file a paper; torch alone."""
