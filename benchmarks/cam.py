@@ -37,7 +37,9 @@ def methods(network, images):
 
     def library():
         scores, maps = cam.class_activation_maps(network, images)
-        return maps.gather(1, scores.topk(5).indices[:, :, None, None].expand(-1, -1, *maps.shape[2:]))
+        return maps.gather(
+            1, scores.topk(5).indices[:, :, None, None].expand(-1, -1, *maps.shape[2:])
+        )
 
     def torch_cam():
         extractor.enable_hooks()
@@ -50,9 +52,16 @@ def methods(network, images):
 
     def grad_cam():
         ranks = forward().T.tolist()
-        return [gradients(images, [ClassifierOutputTarget(c) for c in classes]) for classes in ranks]
+        return [
+            gradients(images, [ClassifierOutputTarget(c) for c in classes]) for classes in ranks
+        ]
 
-    return {"forward pass": forward, "lib.methods.cam": library, "TorchCAM CAM": torch_cam, "GradCAM": grad_cam}
+    return {
+        "forward pass": forward,
+        "lib.methods.cam": library,
+        "TorchCAM CAM": torch_cam,
+        "GradCAM": grad_cam,
+    }
 
 
 def seconds(run):
@@ -69,14 +78,27 @@ def main():
     torch.manual_seed(0)
     network, images = models.resnet18(weights=None).eval(), torch.rand(8, 3, 224, 224)
     runs = methods(network, images)
-    torch.testing.assert_close(runs["lib.methods.cam"](), runs["TorchCAM CAM"](), rtol=1e-4, atol=1e-5)
-    turns = [{name: seconds(run) for name, run in runs.items()} for _ in range(options.rounds + 1)][1:]
+    torch.testing.assert_close(
+        runs["lib.methods.cam"](), runs["TorchCAM CAM"](), rtol=1e-4, atol=1e-5
+    )
+    turns = [{name: seconds(run) for name, run in runs.items()} for _ in range(options.rounds + 1)][
+        1:
+    ]
     medians = {name: statistics.median(turn[name] for turn in turns) for name in runs}
     for name, median in medians.items():
-        print(f"{name:14} {1e3 * median:8.1f} ms  {median / medians['forward pass']:6.2f} forward passes")
+        print(
+            f"{name:14} {1e3 * median:8.1f} ms  {median / medians['forward pass']:6.2f} forward passes"
+        )
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    record = {"rounds": options.rounds, "threads": torch.get_num_threads(), "versions": companion.versions()}
-    paths.write(options.out, lambda path: path.write_text(json.dumps(record | {"seconds": medians}, indent=1) + "\n"))
+    record = {
+        "rounds": options.rounds,
+        "threads": torch.get_num_threads(),
+        "versions": companion.versions(),
+    }
+    paths.write(
+        options.out,
+        lambda path: path.write_text(json.dumps(record | {"seconds": medians}, indent=1) + "\n"),
+    )
 
 
 if __name__ == "__main__":

@@ -30,7 +30,11 @@ from lib.data import digits, fundus
 from lib.learning import networks, training
 from lib.methods import clear
 
-CASES = {"28x28, N=10, batch 64": (28, 64), "192x192, N=5, batch 4": (192, 4), "512x512, N=5, batch 1": (512, 1)}
+CASES = {
+    "28x28, N=10, batch 64": (28, 64),
+    "192x192, N=5, batch 4": (192, 4),
+    "512x512, N=5, batch 1": (512, 1),
+}
 METHODS = (
     "clear guided", "clear deconvnet", "clear gated", "clear linear", "GuidedBackprop", "Deconvolution", "1+N forward",
 )  # fmt: skip
@@ -40,12 +44,18 @@ def network_and_images(case, weights):
     """What notebook 02 or 04 trained, or the same with random weights, and `case`'s images, normalised."""
     size, batch = CASES[case]
     if size == 28:
-        network, run, notebook = networks.AllConvNet(channels=(32, 64, 128)), "clear-digits-bundled", "02"
+        network, run, notebook = (
+            networks.AllConvNet(channels=(32, 64, 128)),
+            "clear-digits-bundled",
+            "02",
+        )
         images = digits.load("digits", "test")[0][:batch]
     else:
         network, run, notebook = networks.RadiomicSequencer(), "phantom", "04"
         test = fundus.Prepared(paths.PREPARED / "phantom-128", "test")
-        images = functional.interpolate(test.normalise(test.images[:batch]), size=(size, size), mode="bilinear")
+        images = functional.interpolate(
+            test.normalise(test.images[:batch]), size=(size, size), mode="bilinear"
+        )
     training.load(network, paths.SEQUENCERS / run, notebook)
     if weights == "random":
         torch.manual_seed(0)
@@ -82,12 +92,16 @@ def timed(case, weights, rounds):
 def memory(case, name):
     """Megabytes that one call adds to the largest resident size of a fresh process."""
     command = [sys.executable, "-m", "benchmarks.clear", "--memory-of", case, name]
-    return float(subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, check=True).stdout)
+    return float(
+        subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, check=True).stdout
+    )
 
 
 def print_memory(case, name):
     size, batch = CASES[case]
-    network = networks.AllConvNet(channels=(32, 64, 128)) if size == 28 else networks.RadiomicSequencer()
+    network = (
+        networks.AllConvNet(channels=(32, 64, 128)) if size == 28 else networks.RadiomicSequencer()
+    )
     torch.nn.init.normal_(network.head.weight)
     run = method(name, network.eval(), torch.rand(batch, network.config["in_channels"], size, size))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -106,21 +120,41 @@ def main():
     if options.memory_of:
         return print_memory(*options.memory_of)
     rows = []
-    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"{'case':22} {'weights':8} {'method':16} {'ms':>8} {'MB':>6}  times clear's rate, same reading")
+    print(
+        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    )
+    print(
+        f"{'case':22} {'weights':8} {'method':16} {'ms':>8} {'MB':>6}  times clear's rate, same reading"
+    )
     for case in CASES:
         added = {name: memory(case, name) for name in METHODS}
         for weights in ("trained", "random"):
             medians = timed(case, weights, options.rounds)
             for name, median in medians.items():
                 ours = medians["clear deconvnet" if name == "Deconvolution" else "clear guided"]
-                row = {"case": case, "weights": weights, "method": name, "seconds": median, "megabytes": added[name]}
+                row = {
+                    "case": case,
+                    "weights": weights,
+                    "method": name,
+                    "seconds": median,
+                    "megabytes": added[name],
+                }
                 rows.append(row | {"ratio_to_clear": median / ours})
                 ratio = "" if name.startswith("clear") else f"{median / ours:6.2f}"
-                print(f"{case:22} {weights:8} {name:16} {1e3 * median:8.1f} {added[name]:6.0f}  {ratio}", flush=True)
+                print(
+                    f"{case:22} {weights:8} {name:16} {1e3 * median:8.1f} {added[name]:6.0f}  {ratio}",
+                    flush=True,
+                )
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    record = {"rounds": options.rounds, "threads": torch.get_num_threads(), "versions": companion.versions()}
-    paths.write(options.out, lambda path: path.write_text(json.dumps(record | {"rows": rows}, indent=1) + "\n"))
+    record = {
+        "rounds": options.rounds,
+        "threads": torch.get_num_threads(),
+        "versions": companion.versions(),
+    }
+    paths.write(
+        options.out,
+        lambda path: path.write_text(json.dumps(record | {"rows": rows}, indent=1) + "\n"),
+    )
     print(f"written to {options.out}")
 
 

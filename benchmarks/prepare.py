@@ -68,7 +68,9 @@ def write_photograph(path, camera, diameter, seed):
     frame = Image.new("RGB", camera)
     frame.paste(retina, ((width - side) // 2, (height - side) // 2))
     noise = np.random.default_rng(seed).normal(0.5, NOISE, (height, width, 1)).astype(np.float32)
-    Image.fromarray((np.asarray(frame) + noise).clip(0, 255).astype(np.uint8)).save(path, quality=90)
+    Image.fromarray((np.asarray(frame) + noise).clip(0, 255).astype(np.uint8)).save(
+        path, quality=90
+    )
 
 
 def full_decode(data):
@@ -88,7 +90,9 @@ def blur_and_threshold(data):
     photograph = Image.open(BytesIO(data))
     blurred = np.array(photograph.filter(ImageFilter.BLUR))
     margin = blurred.shape[1] // 32
-    sides = [blurred[:, part].max(axis=(0, 1)).astype(int) for part in (np.s_[:margin], np.s_[-margin:])]
+    sides = [
+        blurred[:, part].max(axis=(0, 1)).astype(int) for part in (np.s_[:margin], np.s_[-margin:])
+    ]
     bright = Image.fromarray((blurred > np.maximum(*sides) + 10).astype(np.uint8))
     return np.asarray(photograph.crop(bright.getbbox()).resize((SIZE, SIZE)))
 
@@ -135,7 +139,9 @@ def measured(path, rounds):
     for _ in range(rounds):
         for name, run in runs.items():
             parts = {part: [] for part in PARTS}
-            clocks = {name: clocked(getattr(cropping, name), parts[part]) for part, name in PARTS.items()}
+            clocks = {
+                name: clocked(getattr(cropping, name), parts[part]) for part, name in PARTS.items()
+            }
             with mock.patch.multiple(cropping, **clocks):
                 clocked(run, taken[name])()
             if name == "extract":
@@ -148,20 +154,27 @@ def measured(path, rounds):
         "psnr": psnr(image, cropping.cut(cropping.read_photograph(path), box, SIZE)),
         "seconds": seconds,
         "output_kilobytes": {name: len(file) / 1e3 for name, file in files.items()},
-        "output_psnr": {name: psnr(image, np.asarray(Image.open(BytesIO(file)))) for name, file in files.items()},
+        "output_psnr": {
+            name: psnr(image, np.asarray(Image.open(BytesIO(file)))) for name, file in files.items()
+        },
     }
 
 
 def worker_megabytes(folder):
     """The largest resident size of a worker with its imports alone, and after it prepared all of the folder."""
     command = [sys.executable, "-c", WORKER, str(folder), str(SIZE)]
-    sizes = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, check=True).stdout.split()
+    sizes = subprocess.run(
+        command, cwd=paths.ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
     return [int(size) / (1024**2 if sys.platform == "darwin" else 1024) for size in sizes]
 
 
 def print_row(what, rows):
     """One line of the table: the mean of `rows`, ratios of the means, the worst PSNR."""
-    mean = {name: 1e3 * statistics.mean(row["seconds"][name] for row in rows) for name in rows[0]["seconds"]}
+    mean = {
+        name: 1e3 * statistics.mean(row["seconds"][name] for row in rows)
+        for name in rows[0]["seconds"]
+    }
     ours, besides = mean["extract"], mean["prepare"] - mean["extract"]
     rest = ours - sum(mean[part] for part in PARTS)
     rivals = mean["full decode"], mean["blur and threshold"]
@@ -179,9 +192,16 @@ def main():
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=paths.BUILD / "benchmarks" / "prepare.json")
     options = parser.parse_args()
-    versions = {"python": platform.python_version(), "numpy": np.__version__, "pillow": PIL.__version__}
+    versions = {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "pillow": PIL.__version__,
+    }
     versions |= {name: features.version(name) for name in ("libjpeg_turbo", "webp")}
-    print(platform.processor() or platform.machine(), *(f"{name} {value}" for name, value in versions.items()))
+    print(
+        platform.processor() or platform.machine(),
+        *(f"{name} {value}" for name, value in versions.items()),
+    )
     print(f"{'':24} | {'extract':28} | {'full decode':12} | {'2015':12} | {'file to file':19} |")
     print(
         f"{'photograph':18} {'MB':>5} | {'CPU ms':>7} decode detect   rest | CPU ms times | CPU ms times | "
@@ -208,7 +228,12 @@ def main():
         worst = "-" if None in losses else f"{min(losses):.1f}"
         print(f"{name:16} {milliseconds:6.1f} {kilobytes:5.0f} {worst:>5}  {settings or ''}")
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    record = {"rounds": options.rounds, "versions": versions, "worker_megabytes": [imports, largest], "cases": cases}
+    record = {
+        "rounds": options.rounds,
+        "versions": versions,
+        "worker_megabytes": [imports, largest],
+        "cases": cases,
+    }
     paths.write(options.out, lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
     print(f"written to {options.out}")
 

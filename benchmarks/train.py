@@ -39,7 +39,9 @@ RIGHT_EYES = 44_351
 GPU = torch.cuda.is_available()
 PRECISION = "bf16-mixed" if GPU else "32-true"
 BASE = (512, 1, 64) if GPU else (128, 1, 16)  # size, width, batch
-SIZES = [(128, 1, 64), (256, 1, 64), (1024, 1, 64)] if GPU else [(64, 1, 16), (256, 1, 16), (512, 1, 4)]
+SIZES = (
+    [(128, 1, 64), (256, 1, 64), (1024, 1, 64)] if GPU else [(64, 1, 16), (256, 1, 16), (512, 1, 4)]
+)
 WIDTHS = [(BASE[0], width, BASE[2]) for width in (0.5, 2)]
 BATCHES = [(*BASE[:2], batch) for batch in ((16, 256) if GPU else (4, 64))]
 PAPER = next(case for case in (BASE, *SIZES) if case[0] == 512)
@@ -72,7 +74,9 @@ class Photographs(Dataset):
 
 def sequencer(width):
     torch.manual_seed(0)
-    return networks.RadiomicSequencer(channels=tuple(int(width * kernels) for kernels in (16, 32, 48, 64, 96)))
+    return networks.RadiomicSequencer(
+        channels=tuple(int(width * kernels) for kernels in (16, 32, 48, 64, 96))
+    )
 
 
 def stepper(case):
@@ -81,7 +85,9 @@ def stepper(case):
     fabric = Fabric(accelerator="cuda" if GPU else "cpu", devices=1, precision=PRECISION)
     network = sequencer(width).to(memory_format=torch.channels_last)
     model, optimiser = fabric.setup(network, torch.optim.AdamW(network.parameters()))
-    images = torch.randn(batch, 3, size, size, device=fabric.device).to(memory_format=torch.channels_last)
+    images = torch.randn(batch, 3, size, size, device=fabric.device).to(
+        memory_format=torch.channels_last
+    )
     labels = torch.arange(batch, device=fabric.device) % 5
 
     def step(timed=False):
@@ -125,7 +131,9 @@ def fitted(case, data, workers):
     fabric = Fabric(accelerator="cuda" if GPU else "cpu", devices=1, precision=PRECISION)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
         options = {"epochs": 2, "batch_size": batch, "fabric": fabric, "workers": workers}
-        history = training.fit(sequencer(width), data, Photographs(5, size), Path(folder) / "run", **options)
+        history = training.fit(
+            sequencer(width), data, Photographs(5, size), Path(folder) / "run", **options
+        )
     last = history.iloc[-1]
     return len(data) / last.seconds, last.wait_share * last.seconds / len(data)
 
@@ -137,16 +145,33 @@ def measured(case, options):
     count = max(2, round(options.seconds * steps_a_second(step, 2)))
     if options.prepared and size == BASE[0]:
         data = fundus.Prepared(options.prepared, "train", flips=True)
-        normalise, data = data.normalise, Subset(data, [i % len(data) for i in range(count * batch)])
+        normalise, data = (
+            data.normalise,
+            Subset(data, [i % len(data) for i in range(count * batch)]),
+        )
         data.normalise = normalise
     else:
         data = Photographs(count * batch, size)
-    turns = [(batch * steps_a_second(step, count), *fitted(case, data, options.workers)) for _ in range(options.rounds)]
+    turns = [
+        (batch * steps_a_second(step, count), *fitted(case, data, options.workers))
+        for _ in range(options.rounds)
+    ]
     pure, rate, waiting = (statistics.median(values) for values in zip(*turns, strict=True))
     share = statistics.median(fit / alone for alone, fit, _ in turns)
-    phases = [statistics.median(times) / batch for times in zip(*(step(timed=True) for _ in range(count)), strict=True)]
-    row = {"size": size, "width": width, "batch": batch, "photographs_per_second": rate, "pure_compute": pure}
-    return row | {"share_of_pure_compute": share} | dict(zip(PHASES, (waiting, *phases), strict=True))
+    phases = [
+        statistics.median(times) / batch
+        for times in zip(*(step(timed=True) for _ in range(count)), strict=True)
+    ]
+    row = {
+        "size": size,
+        "width": width,
+        "batch": batch,
+        "photographs_per_second": rate,
+        "pure_compute": pure,
+    }
+    return (
+        row | {"share_of_pure_compute": share} | dict(zip(PHASES, (waiting, *phases), strict=True))
+    )
 
 
 def megabytes(case):
@@ -161,7 +186,9 @@ def megabytes(case):
             return math.inf
         return torch.cuda.max_memory_allocated() / 2**20
     command = [sys.executable, "-m", "benchmarks.train", "--memory-of", *map(str, case)]
-    return float(subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, check=True).stdout)
+    return float(
+        subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True, check=True).stdout
+    )
 
 
 def print_memory(size, width, batch):
@@ -176,20 +203,30 @@ def print_memory(size, width, batch):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--prepared", type=Path, help="a prepared data set for the cases of its size")
-    parser.add_argument("--workers", type=int, default=8 if GPU else 0, help="processes that load photographs")
+    parser.add_argument(
+        "--prepared", type=Path, help="a prepared data set for the cases of its size"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=8 if GPU else 0, help="processes that load photographs"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2, help="of computing in each turn")
     parser.add_argument("--paper-epochs", type=int, default=60)
-    parser.add_argument("--price", type=float, help="of an hour of this machine, for the cost of the paper's run")
+    parser.add_argument(
+        "--price", type=float, help="of an hour of this machine, for the cost of the paper's run"
+    )
     parser.add_argument("--out", type=Path, default=paths.BUILD / "benchmarks" / "train.json")
     parser.add_argument("--memory-of", nargs=3, type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of:
         return print_memory(*options.memory_of)
     device = torch.cuda.get_device_name() if GPU else platform.processor() or platform.machine()
-    print(f"{device}, {torch.get_num_threads()} CPU threads, {PRECISION}, torch {torch.__version__}")
-    print("  px  width  batch |  photographs/s   alone  share | ms: data  forward  backward  optimiser |    MB")
+    print(
+        f"{device}, {torch.get_num_threads()} CPU threads, {PRECISION}, torch {torch.__version__}"
+    )
+    print(
+        "  px  width  batch |  photographs/s   alone  share | ms: data  forward  backward  optimiser |    MB"
+    )
     cases = [BASE, *SIZES, *WIDTHS, *BATCHES]
     memory, rows = {case: megabytes(case) for case in cases}, {}
     for case, added in memory.items():
@@ -197,13 +234,26 @@ def main():
             print(f"{case[0]:4d} {case[1]:6g} {case[2]:6d} | does not fit this GPU")
             continue
         rows[case] = row = measured(case, options) | {"megabytes": added}
-        print(LINE.format(**row, **{f"{phase}_ms": 1e3 * row[phase] for phase in PHASES}), flush=True)
+        print(
+            LINE.format(**row, **{f"{phase}_ms": 1e3 * row[phase] for phase in PHASES}), flush=True
+        )
     rate = rows[PAPER]["photographs_per_second"]
     hours = RIGHT_EYES * options.paper_epochs / rate / 3600
     cost = f", {hours * options.price:.2f} at {options.price:g} an hour" if options.price else ""
-    print(f"the paper's {RIGHT_EYES:,} right eyes at 512 px, {options.paper_epochs} epochs: {hours:.1f} hours{cost}")
-    record = {"device": device, "precision": PRECISION, "threads": torch.get_num_threads(), "workers": options.workers}
-    record |= {"rounds": options.rounds, "versions": companion.versions(), "rows": list(rows.values())}
+    print(
+        f"the paper's {RIGHT_EYES:,} right eyes at 512 px, {options.paper_epochs} epochs: {hours:.1f} hours{cost}"
+    )
+    record = {
+        "device": device,
+        "precision": PRECISION,
+        "threads": torch.get_num_threads(),
+        "workers": options.workers,
+    }
+    record |= {
+        "rounds": options.rounds,
+        "versions": companion.versions(),
+        "rows": list(rows.values()),
+    }
     record |= {"paper": {"epochs": options.paper_epochs, "hours": hours}}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     paths.write(options.out, lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))

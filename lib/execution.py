@@ -18,7 +18,11 @@ NEEDS = {"04": ("03",), "05": ("03", "04")}  # 06 reads whatever numbers there a
 def declared(notebook):
     """The parameters that a notebook declares in lines `name: type = literal`, `{name: type's name}`."""
     cells = json.loads((paths.NOTEBOOKS / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
-    tagged = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    tagged = [
+        "".join(cell["source"])
+        for cell in cells
+        if "parameters" in cell["metadata"].get("tags", [])
+    ]
     return {line.target.id: line.annotation.id for line in ast.parse(tagged[0]).body}
 
 
@@ -36,7 +40,9 @@ def check(notebook, values):
         kind = known[name]
         if type(value) is TYPES[kind] or (kind == "float" and type(value) is int):
             continue
-        message = f"{notebook}: {name} must be {kind}, got {value!r} of type {type(value).__name__}."
+        message = (
+            f"{notebook}: {name} must be {kind}, got {value!r} of type {type(value).__name__}."
+        )
         if kind == "bool" and isinstance(value, str):
             message += f" papermill's -p reads True and False only; or use -y '{name}: true'."
         if kind == "float" and isinstance(value, str):
@@ -61,25 +67,35 @@ def plan(profile, only, given):
         if profile not in profiles:
             raise ValueError(f"There is no profile {profile!r}. {meant(profile, profiles)}")
         files = sorted((paths.PROFILES / profile).glob("*.yaml"))
-        chosen = {file.stem: yaml.safe_load(file.read_text(encoding="utf-8")) or {} for file in files}
+        chosen = {
+            file.stem: yaml.safe_load(file.read_text(encoding="utf-8")) or {} for file in files
+        }
     for notebook in chosen:
         if notebook not in notebooks:
-            raise ValueError(f"{profile}/{notebook}.yaml is for no notebook. {meant(notebook, notebooks)}")
+            raise ValueError(
+                f"{profile}/{notebook}.yaml is for no notebook. {meant(notebook, notebooks)}"
+            )
     for number in only:
         if number not in {name[:2] for name in chosen}:
-            raise ValueError(f"Profile {profile} has no notebook {number}. There are {', '.join(chosen)}.")
+            raise ValueError(
+                f"Profile {profile} has no notebook {number}. There are {', '.join(chosen)}."
+            )
     chosen = {name: values for name, values in chosen.items() if not only or name[:2] in only}
     kinds = {notebook: declared(notebook) for notebook in chosen}
     for name, text in given:
         if not any(name in kind for kind in kinds.values()):
             known = sorted(set().union(*kinds.values()))
-            raise ValueError(f"No notebook to be run has a parameter {name!r}. {meant(name, known)}")
+            raise ValueError(
+                f"No notebook to be run has a parameter {name!r}. {meant(name, known)}"
+            )
         for notebook, values in chosen.items():
             if name in kinds[notebook]:
                 values[name] = text if kinds[notebook][name] == "str" else yaml.safe_load(text)
     for notebook, values in chosen.items():
         if values.setdefault("profile", profile) != profile:
-            raise ValueError(f"{notebook}: profile is {values['profile']!r}, but --profile is {profile!r}.")
+            raise ValueError(
+                f"{notebook}: profile is {values['profile']!r}, but --profile is {profile!r}."
+            )
         check(notebook, values)
     return chosen
 
@@ -102,7 +118,11 @@ def execute(notebook, parameters, timeout):
             cwd=paths.NOTEBOOKS, progress_bar=sys.stderr.isatty(), execution_timeout=timeout,
             extra_arguments=["--log-level=50"],
         )  # fmt: skip
-        error = None if record.exists() else "it ended without run.finish(...), which records its numbers"
+        error = (
+            None
+            if record.exists()
+            else "it ended without run.finish(...), which records its numbers"
+        )
     except papermill.PapermillExecutionError as failure:
         error = "\n".join(f"{failure.ename}: {failure.evalue}".splitlines()[:5])
     except CellTimeoutError:
@@ -118,14 +138,18 @@ def execute(notebook, parameters, timeout):
 
 
 def summary(record):
-    numbers = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in record["numbers"].items()]
+    numbers = [
+        f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in record["numbers"].items()
+    ]
     skipped = "".join(f"; skipped: {part['what']}" for part in record["skipped"])
     return f"{record['seconds']:7.1f}  {', '.join(numbers[:3])}{skipped}"
 
 
 def run(profile, chosen, timeout):
     """Run the `chosen` notebooks in order, print a table of what came out, and return the exit status."""
-    os.environ["JUPYTER_PATH"] = f"{sys.prefix}/share/jupyter"  # the kernel python3 of this very interpreter
+    os.environ["JUPYTER_PATH"] = (
+        f"{sys.prefix}/share/jupyter"  # the kernel python3 of this very interpreter
+    )
     rows, failed = {}, []
     for notebook in tqdm(chosen, unit="notebook", disable=None):
         needed = [number for number in NEEDS.get(notebook[:2], ()) if number in failed]
@@ -138,7 +162,9 @@ def run(profile, chosen, timeout):
             error = execute(notebook, chosen[notebook], timeout)
         except KeyboardInterrupt:
             rest = " ".join(name[:2] for name in chosen if name not in rows)
-            tqdm.write(f"\nStopped in {notebook}. To go on from there: the same command with --only {rest}")
+            tqdm.write(
+                f"\nStopped in {notebook}. To go on from there: the same command with --only {rest}"
+            )
             tqdm.write(f'(with make: make run ARGS="--only {rest}")')
             return 130
         if error:

@@ -21,10 +21,15 @@ from lib.methods import clear
 GRADES = len(figures.GRADE_NAMES)
 HOW_PREPARED = ("fingerprint", "size", "crop", "contrast", "mean", "std")
 MAKER = "04_radiomic_sequencer"
-COLUMNS = "image grade p0 p1 p2 p3 p4 share0 share1 share2 share3 share4 regions figure path".split()
+COLUMNS = (
+    "image grade p0 p1 p2 p3 p4 share0 share1 share2 share3 share4 regions figure path".split()
+)
 AT_ONCE = 8, 1 << 19  # photographs, and pixels, that are held at a time
 SHOWN = 640  # pixels of a photograph in a figure from disk
-FOVEA = 2.65, math.radians(7.8)  # from the disc's centre, in its diameters, and below the horizontal: Jonas et al. 2015
+FOVEA = (
+    2.65,
+    math.radians(7.8),
+)  # from the disc's centre, in its diameters, and below the horizontal: Jonas et al. 2015
 
 
 class Eye(NamedTuple):
@@ -58,9 +63,13 @@ def load(folder):
         raise ValueError(f"{path} has no {', '.join(missing)}: it is no sequencer's, or an old one's. "
                          f"Notebook {MAKER} trains sequencers of fundus photographs")  # fmt: skip
     if config["body"] not in networks.SEQUENCERS:
-        raise ValueError(f"{path}: body is {config['body']!r}; known are {', '.join(networks.SEQUENCERS)}")
+        raise ValueError(
+            f"{path}: body is {config['body']!r}; known are {', '.join(networks.SEQUENCERS)}"
+        )
     if (grades := _grades(weights)) != GRADES:
-        raise ValueError(f"the sequencer in {folder} answers with {grades} grades; CLEAR-DR has {GRADES}, 0 to 4")
+        raise ValueError(
+            f"the sequencer in {folder} answers with {grades} grades; CLEAR-DR has {GRADES}, 0 to 4"
+        )
     return training.load(networks.SEQUENCERS[config["body"]](), folder, MAKER)
 
 
@@ -82,7 +91,9 @@ def check(config, made):
     differing = [name for name in HOW_PREPARED
                  if not np.all(np.asarray(config.get(name)) == np.asarray(made[name]))]  # fmt: skip
     if differing:
-        told = "; ".join(f"{name} {config.get(name)!r} there, {made[name]!r} here" for name in differing)
+        told = "; ".join(
+            f"{name} {config.get(name)!r} there, {made[name]!r} here" for name in differing
+        )
         raise ValueError(f"the sequencer learnt from {config.get('prepared')!r}, prepared otherwise: {told}. Run "
                          f"notebook {MAKER} with the data set that is there now, or choose another")  # fmt: skip
 
@@ -116,7 +127,9 @@ def clear_dr_map(R):
 
     RGB (H, W, 3) in [0, 1], of `drawn` responses; the square root lets the faint ones be seen.
     """
-    return clear.render(torch.from_numpy(drawn(R))[None].clamp(min=0).sqrt(), clear.GRADE_HUES)[0].numpy()
+    return clear.render(torch.from_numpy(drawn(R))[None].clamp(min=0).sqrt(), clear.GRADE_HUES)[
+        0
+    ].numpy()
 
 
 def grade_colours(R):
@@ -125,7 +138,10 @@ def grade_colours(R):
     Grey where the response is below a hundredth of its maximum: there the dominant grade is an accident.
     """
     R = drawn(R)
-    colours, response = np.array([hsv_to_rgb((hue, 1, 1)) for hue in clear.GRADE_HUES])[R.argmax(0)], R.max(0)
+    colours, response = (
+        np.array([hsv_to_rgb((hue, 1, 1)) for hue in clear.GRADE_HUES])[R.argmax(0)],
+        R.max(0),
+    )
     return np.where((response > max(0.01 * response.max(), 0))[..., None], colours, 0.25)
 
 
@@ -167,11 +183,16 @@ def words(eye, disc=None):
     lines = [
         f"grade {figures.GRADE_NAMES[eye.grade]}, probability {eye.probabilities[eye.grade]:.0%}",
         "probability of each grade: " + _each(eye.probabilities),
-        "share of the response: " + ("nothing responds" if np.isnan(eye.shares[0]) else _each(eye.shares)),
+        "share of the response: "
+        + ("nothing responds" if np.isnan(eye.shares[0]) else _each(eye.shares)),
     ]
     for number, region in enumerate(eye.regions, 1):
         hour, distance = place(region, eye.R.shape[-1])
-        where = f"{hour} o'clock, {distance:.2f} retinal diameters from the middle" if hour else "in the middle"
+        where = (
+            f"{hour} o'clock, {distance:.2f} retinal diameters from the middle"
+            if hour
+            else "in the middle"
+        )
         line = f"region {number}: {where}, {region.share:.0%} of the response"
         if known:
             disc_at, diameter, fovea = known
@@ -183,7 +204,9 @@ def words(eye, disc=None):
 
 
 def _each(values):
-    return ", ".join(f"{name} {value:.0%}" for name, value in zip(figures.GRADE_NAMES, values, strict=True))
+    return ", ".join(
+        f"{name} {value:.0%}" for name, value in zip(figures.GRADE_NAMES, values, strict=True)
+    )
 
 
 def extent(box, size):
@@ -216,14 +239,22 @@ class Sheet:
         fig.set_layout_engine("none")
         self.fig, self.panels, empty = fig, [], np.zeros((1, 1, 4))
         for i, name in enumerate(("photograph", "CLEAR-DR", "CLEAR-DR over the photograph")):
-            ax = fig.add_axes((0.01 + 0.331 * i, 0.37, 0.318, 0.53), facecolor="black", xticks=[], yticks=[])
+            ax = fig.add_axes(
+                (0.01 + 0.331 * i, 0.37, 0.318, 0.53), facecolor="black", xticks=[], yticks=[]
+            )
             ax.set_title(name, fontsize=8)
             below = ax.imshow(empty, cmap="gray", vmin=0, vmax=1, interpolation="antialiased")
             self.panels.append((ax, below, ax.imshow(empty, interpolation="bilinear")))
         ax, grades = fig.add_axes((0.12, 0.05, 0.21, 0.24)), np.arange(GRADES)
-        options = {"color": [hsv_to_rgb((hue, 1, 1)) for hue in clear.GRADE_HUES], "height": 0.38, "lw": 0}
+        options = {
+            "color": [hsv_to_rgb((hue, 1, 1)) for hue in clear.GRADE_HUES],
+            "height": 0.38,
+            "lw": 0,
+        }
         self.bars = [ax.barh(grades - 0.2, 1, **options)]
-        self.bars += [ax.barh(grades + 0.2, 1, alpha=0.4, hatch="////", edgecolor="black", **options)]
+        self.bars += [
+            ax.barh(grades + 0.2, 1, alpha=0.4, hatch="////", edgecolor="black", **options)
+        ]
         ax.set(xlim=(0, 1), ylim=(GRADES - 0.5, -0.5), xticks=[])
         ax.set_yticks(grades, figures.GRADE_NAMES, fontsize=7)
         ax.tick_params(length=0)
@@ -243,7 +274,9 @@ class Sheet:
         frame, canvas = frame or (0, size, size, 0), canvas or (0, size, size, 0)
         image = image / 255 if image.dtype == np.uint8 else image
         map = clear_dr_map(eye.R)
-        value = map.max(2, keepdims=True)  # the saturation is 1, so the largest channel is the value
+        value = map.max(
+            2, keepdims=True
+        )  # the saturation is 1, so the largest channel is the value
         over = np.dstack([map / np.where(value > 0, value, 1), 0.85 * value])
         nothing = np.zeros((1, 1, 4))
         shown = (image, nothing), (nothing, map), (image.mean(2), over)
@@ -255,8 +288,14 @@ class Sheet:
             for mark in [*ax.patches, *ax.texts]:
                 mark.remove()
             for number, region in enumerate(eye.regions if i != 1 else (), 1):
-                _number(ax, number, *(into(corner, canvas, size) for corner in (region.box[:2], region.box[2:])))
-        for bars, widths in zip(self.bars, (eye.probabilities, np.nan_to_num(eye.shares)), strict=True):
+                _number(
+                    ax,
+                    number,
+                    *(into(corner, canvas, size) for corner in (region.box[:2], region.box[2:])),
+                )
+        for bars, widths in zip(
+            self.bars, (eye.probabilities, np.nan_to_num(eye.shares)), strict=True
+        ):
             for bar, width in zip(bars, widths, strict=True):
                 bar.set_width(width)
         lines = words(eye, disc).split("\n")
@@ -268,4 +307,6 @@ class Sheet:
 def _number(ax, number, upper, lower):
     colour = "red" if number == 1 else "white"
     figures.outline(ax, (upper[0] + 0.5, upper[1] + 0.5, lower[0] + 0.5, lower[1] + 0.5), colour)
-    ax.annotate(str(number), upper, (2, -2), textcoords="offset points", va="top", color="white", fontsize=7)
+    ax.annotate(
+        str(number), upper, (2, -2), textcoords="offset points", va="top", color="white", fontsize=7
+    )

@@ -38,7 +38,9 @@ def overlay(ax, image, heat, title="", strength=0.55):
     show(ax, image, title)
     heat = np.asarray(heat.detach().cpu() if hasattr(heat, "detach") else heat).clip(min=0)
     if not np.isfinite(heat).all():
-        raise ValueError("the map holds NaN or infinite values; look at the network's weights and the image")
+        raise ValueError(
+            "the map holds NaN or infinite values; look at the network's weights and the image"
+        )
     heat = heat / (heat.max() or 1)
     ax.imshow(heat, cmap="inferno", alpha=strength * np.sqrt(heat), vmin=0, vmax=1)
     return ax
@@ -53,7 +55,17 @@ def heat_bar(fig, axes, label="share of the map's maximum"):
 def outline(ax, box, colour="white", label=None):
     """A box (x0, y0, x1, y1) in pixels, x1 and y1 exclusive, drawn around its pixels."""
     x0, y0, x1, y1 = box
-    ax.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, fill=False, edgecolor=colour, lw=1.6, label=label))
+    ax.add_patch(
+        Rectangle(
+            (x0 - 0.5, y0 - 0.5),
+            x1 - x0,
+            y1 - y0,
+            fill=False,
+            edgecolor=colour,
+            lw=1.6,
+            label=label,
+        )
+    )
     return ax
 
 

@@ -35,14 +35,20 @@ def begin(notebook, namespace):
     known = execution.declared(notebook)
     missing = [name for name in known if name not in namespace]
     if missing:
-        raise ValueError(f"{', '.join(missing)}: not defined yet. Run the cell with the parameters first.")
+        raise ValueError(
+            f"{', '.join(missing)}: not defined yet. Run the cell with the parameters first."
+        )
     used = {name: namespace[name] for name in known}
-    passed = next((cell for cell in namespace.get("In", []) if cell.startswith("# Parameters\n")), "")
+    passed = next(
+        (cell for cell in namespace.get("In", []) if cell.startswith("# Parameters\n")), ""
+    )
     names = [line.targets[0].id for line in ast.parse(passed).body]
     execution.check(notebook, used | {name: namespace[name] for name in names})
     profile, seed = used["profile"], used["seed"]
     if not re.fullmatch(r"\w[\w.-]*", profile):
-        raise ValueError(f"profile {profile!r} names a folder under build/: use a plain name like 'bundled'.")
+        raise ValueError(
+            f"profile {profile!r} names a folder under build/: use a plain name like 'bundled'."
+        )
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed must lie in [0, 2**32), got {seed}.")
     random.seed(seed)
@@ -51,7 +57,9 @@ def begin(notebook, namespace):
     figures.style()
     run = Run(notebook, used, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     threads = torch.get_num_threads()
-    print(f"{notebook}, profile {profile}, seed {seed}, on {run.device} with {threads} CPU thread(s)")
+    print(
+        f"{notebook}, profile {profile}, seed {seed}, on {run.device} with {threads} CPU thread(s)"
+    )
     print(", ".join(f"{name} {number}" for name, number in versions().items()))
     return run
 
@@ -70,10 +78,21 @@ def versions():
 
 def commit():
     """The commit checked out, `-dirty` where tracked files differ from it; None outside a git checkout."""
-    command = ["git", "-C", str(paths.ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    command = [
+        "git",
+        "-C",
+        str(paths.ROOT),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
     within = os.environ | {"GIT_CEILING_DIRECTORIES": str(paths.ROOT.parent)}
     try:
-        return subprocess.run(command, env=within, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            command, env=within, capture_output=True, text=True, check=True
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 
@@ -81,7 +100,9 @@ def commit():
 def plain(name, value):
     """`value` as a JSON number or text, NumPy's scalars converted; ValueError for NaN and the rest."""
     value = value.item() if isinstance(value, np.generic) else value
-    if not isinstance(value, (int, float, str)) or (isinstance(value, float) and not math.isfinite(value)):
+    if not isinstance(value, (int, float, str)) or (
+        isinstance(value, float) and not math.isfinite(value)
+    ):
         raise ValueError(f"numbers[{name!r}] must be a finite number or a text, got {value!r}.")
     return value
 
@@ -139,7 +160,9 @@ def explain(photographs, sequencer, out, relu):
     except KeyboardInterrupt:
         print("Stopped. The same command goes on from there.")
         return 130
-    print(f"{count} explained, {len(rejects)} rejected: results.csv, rejects.csv and a figure for each are in {out}")
+    print(
+        f"{count} explained, {len(rejects)} rejected: results.csv, rejects.csv and a figure for each are in {out}"
+    )
     for path, reason in list(rejects.items())[:5]:
         print(f"rejected {path.name}: {reason}")
     return 0 if count else 1
@@ -151,17 +174,35 @@ def main(arguments=None):
     run [--profile bundled] [--only 02 05] [-p NAME VALUE] [--timeout SECONDS]
     explain PHOTO... --sequencer RUN --out DIR [--relu guided]
     """
-    parser = argparse.ArgumentParser(prog="python -m lib.notebook", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m lib.notebook", description=__doc__.splitlines()[0]
+    )
     commands = parser.add_subparsers(required=True, dest="command")
     command = commands.add_parser("run", help="execute the notebooks in order")
-    command.add_argument("--profile", default="bundled", help="bundled or a folder of notebooks/profiles")
-    command.add_argument("--only", nargs="+", default=[], metavar="NN", help="numbers of notebooks: 02 05")
-    command.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="given")
-    command.add_argument("--timeout", type=int, default=21600, help="seconds that one cell may take")
-    command = commands.add_parser("explain", help="grades and CLEAR-DR figures of fundus photographs")
-    command.add_argument("photographs", nargs="+", metavar="PHOTO", help="a file, or a folder of any number of them")
-    command.add_argument("--sequencer", required=True, help="folder of data/sequencers/ that notebook 04 trained")
-    command.add_argument("--out", required=True, help="folder for results.csv, rejects.csv and the figures")
+    command.add_argument(
+        "--profile", default="bundled", help="bundled or a folder of notebooks/profiles"
+    )
+    command.add_argument(
+        "--only", nargs="+", default=[], metavar="NN", help="numbers of notebooks: 02 05"
+    )
+    command.add_argument(
+        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="given"
+    )
+    command.add_argument(
+        "--timeout", type=int, default=21600, help="seconds that one cell may take"
+    )
+    command = commands.add_parser(
+        "explain", help="grades and CLEAR-DR figures of fundus photographs"
+    )
+    command.add_argument(
+        "photographs", nargs="+", metavar="PHOTO", help="a file, or a folder of any number of them"
+    )
+    command.add_argument(
+        "--sequencer", required=True, help="folder of data/sequencers/ that notebook 04 trained"
+    )
+    command.add_argument(
+        "--out", required=True, help="folder for results.csv, rejects.csv and the figures"
+    )
     command.add_argument("--relu", default="guided", help="reading of CLEAR's Eq. 3 (notebook 02)")
     options = parser.parse_args(arguments)
     try:

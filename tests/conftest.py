@@ -18,6 +18,15 @@ def sequencer(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     save_file(network.state_dict(), folder / "weights.safetensors")
-    config = {"body": "plain", "size": 64, "crop": True, "contrast": "none", "mean": [0.4, 0.2, 0.1], "std": [0.3] * 3}
-    (folder / "config.json").write_text(json.dumps(config | {"prepared": "phantom-64", "fingerprint": "x"}))
+    config = {
+        "body": "plain",
+        "size": 64,
+        "crop": True,
+        "contrast": "none",
+        "mean": [0.4, 0.2, 0.1],
+        "std": [0.3] * 3,
+    }
+    (folder / "config.json").write_text(
+        json.dumps(config | {"prepared": "phantom-64", "fingerprint": "x"})
+    )
     return folder

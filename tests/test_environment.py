@@ -14,7 +14,10 @@ from packaging.utils import canonicalize_name
 from lib import paths
 
 PROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
-WANTED = [Requirement(line) for line in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]]
+WANTED = [
+    Requirement(line)
+    for line in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
+]
 LOCK = (paths.ROOT / "requirements.lock").read_text()
 PINS = [Requirement(line) for line in re.findall(r"^[^#\s].*", LOCK, re.M)]
 COMPILE = "uv pip compile --universal --python-version 3.11 --extra dev --no-header pyproject.toml -o requirements.lock"
@@ -24,7 +27,11 @@ COMPILE = "uv pip compile --universal --python-version 3.11 --extra dev --no-hea
 @pytest.mark.parametrize("system", ["linux", "darwin"])
 @pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
 def test_the_lock_pins_every_requirement_within_its_range(wanted, system, python):
-    machine = {"sys_platform": system, "python_version": python, "python_full_version": f"{python}.1"}
+    machine = {
+        "sys_platform": system,
+        "python_version": python,
+        "python_full_version": f"{python}.1",
+    }
     pins = [
         pin
         for pin in PINS
@@ -33,7 +40,9 @@ def test_the_lock_pins_every_requirement_within_its_range(wanted, system, python
     ]
     assert len(pins) == 1, f"{wanted.name} has {len(pins)} pins for {system} and Python {python}"
     (pin,) = pins[0].specifier
-    assert pin.operator == "==" and wanted.specifier.contains(pin.version), f"{pin} is not within {wanted}"
+    assert pin.operator == "==" and wanted.specifier.contains(pin.version), (
+        f"{pin} is not within {wanted}"
+    )
 
 
 def test_the_lock_says_when_and_how_it_was_made_and_contributing_says_the_same():
@@ -68,7 +77,8 @@ def test_git_does_not_ignore_lib():
         pytest.skip("not a git checkout")
     for module in (paths.ROOT / "lib").rglob("*.py"):
         ignored = subprocess.run(
-            ["git", "check-ignore", "-q", "--no-index", str(module.relative_to(paths.ROOT))], cwd=paths.ROOT
+            ["git", "check-ignore", "-q", "--no-index", str(module.relative_to(paths.ROOT))],
+            cwd=paths.ROOT,
         )
         assert ignored.returncode == 1, f"{module} is ignored"
 
@@ -87,7 +97,9 @@ def checkout(tmp_path):
 
 def make(checkout, *arguments, **environment):
     """`make` as from a fresh shell: not told what a `make test` around these tests was told."""
-    outer = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    outer = {
+        name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))
+    }
     command = [shutil.which("make"), "-C", str(checkout), *arguments]
     return subprocess.run(command, env=outer | environment, capture_output=True, text=True)
 
@@ -119,11 +131,16 @@ def test_make_takes_a_newer_python_by_name_when_python3_is_too_old(checkout):
     shutil.rmtree(checkout / ".venv")
     (checkout / "bin").mkdir()
     (checkout / "bin" / "python3").write_text("#!/bin/sh\nexit 1\n")
-    (checkout / "bin" / "python3.12").write_text('#!/bin/sh\n[ "$1" = -c ] || echo "called with $*"\n')
+    (checkout / "bin" / "python3.12").write_text(
+        '#!/bin/sh\n[ "$1" = -c ] || echo "called with $*"\n'
+    )
     for path in (checkout / "bin").iterdir():
         path.chmod(0o755)
     said = make(checkout, "run", PATH=str(checkout / "bin"))
-    assert "Setting up .venv with python3.12" in said.stdout and "called with -m venv .venv" in said.stdout
+    assert (
+        "Setting up .venv with python3.12" in said.stdout
+        and "called with -m venv .venv" in said.stdout
+    )
 
 
 def test_make_clean_keeps_the_environment_downloads_and_what_was_made_from_them(checkout):

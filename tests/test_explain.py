@@ -87,13 +87,17 @@ def test_words_say_where_the_response_lies():
     R = np.zeros((5, 80, 80), np.float32)
     R[2, 38:42, 66:70], R[4, 10:12, 10:12] = 1, 0.5
     shares = np.array([0, 0, 16, 0, 2]) / 18
-    eye = explain.Eye(2, np.array([0.1, 0, 0.7, 0.2, 0]), R, shares, lesions.attentive_regions(R[2]))
+    eye = explain.Eye(
+        2, np.array([0.1, 0, 0.7, 0.2, 0]), R, shares, lesions.attentive_regions(R[2])
+    )
     rows, columns = np.mgrid[:80, :80] + 0.5
     disc = np.hypot(columns - 68, rows - 60) < 5
     text = explain.words(eye, disc).split("\n")
     assert "moderate" in text[0].lower() and "70%" in text[0]
     assert "89%" in text[2] and "11%" in text[2]
-    assert len(text) == 4 and text[3].startswith("region 1: 3 o'clock, 0.35 retinal diameters from the middle, 100% of")
+    assert len(text) == 4 and text[3].startswith(
+        "region 1: 3 o'clock, 0.35 retinal diameters from the middle, 100% of"
+    )
     assert "2.0 disc diameters from the disc's centre" in text[3] and "from the fovea" in text[3]
     nothing = explain.Eye(0, np.eye(5)[0], -R, np.full(5, np.nan), [])
     assert explain.words(nothing).endswith("nothing responds")

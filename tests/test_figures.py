@@ -26,7 +26,9 @@ def as_it_was():
 
 def canvas(height, width, zoom=1):
     """Axes that fill a figure of `zoom` screen pixels for each pixel."""
-    return plt.figure(figsize=(width * zoom / 100, height * zoom / 100), dpi=100).add_axes((0, 0, 1, 1))
+    return plt.figure(figsize=(width * zoom / 100, height * zoom / 100), dpi=100).add_axes(
+        (0, 0, 1, 1)
+    )
 
 
 def drawn(ax):
@@ -113,7 +115,9 @@ def test_an_outline_runs_along_the_outer_edges_of_the_boxs_pixels():
     ax = figures.show(canvas(10, 12, zoom), np.zeros((10, 12, 3)))
     assert figures.outline(ax, box, colour="red", label="most attentive") is ax
     rows, columns = np.nonzero(drawn(ax)[..., 0] > 127)
-    assert [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] == pytest.approx(np.array(box) * zoom, abs=2)
+    assert [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] == pytest.approx(
+        np.array(box) * zoom, abs=2
+    )
     assert not drawn(ax)[2 * zoom + 3 : 6 * zoom - 3, 3 * zoom + 3 : 8 * zoom - 3].any()
     assert not drawn(ax)[..., 1:].any()
     assert ax.get_legend_handles_labels()[1] == ["most attentive"]
@@ -125,7 +129,9 @@ def test_a_hue_legend_has_the_colour_and_the_name_of_every_class_in_order():
     assert figures.hue_legend(ax, hues, names) is ax
     assert [tick.get_text() for tick in ax.get_xticklabels()] == names
     assert ax.get_xticks().tolist() == [0, 1, 2, 3, 4] and not len(ax.get_yticks())
-    np.testing.assert_allclose(drawn(ax)[0], 255 * hsv_to_rgb([(hue, 1, 1) for hue in hues]), atol=1)
+    np.testing.assert_allclose(
+        drawn(ax)[0], 255 * hsv_to_rgb([(hue, 1, 1) for hue in hues]), atol=1
+    )
 
 
 def test_a_level_legend_has_above_each_name_its_hue_from_black_to_full():
@@ -136,7 +142,10 @@ def test_a_level_legend_has_above_each_name_its_hue_from_black_to_full():
     colours = np.asarray(image.get_array())[0]
     for name, tick in zip(ax.get_xticklabels(), ax.get_xticks(), strict=True):
         start, end = ((tick + side - left) / (right - left) * len(colours) for side in (-0.5, 0.5))
-        ramp, channel = colours[round(start) : round(end)], ["red", "green", "blue"].index(name.get_text())
+        ramp, channel = (
+            colours[round(start) : round(end)],
+            ["red", "green", "blue"].index(name.get_text()),
+        )
         np.testing.assert_allclose(ramp[:, channel], (np.arange(10) + 0.5) / 10)
         assert ramp.sum() == pytest.approx(ramp[:, channel].sum())
 
@@ -146,7 +155,9 @@ def test_a_confusion_matrix_has_its_counts_in_their_cells_and_its_shares_as_shad
     ax = canvas(3, 3)
     assert figures.confusion(ax, matrix, ["none", "mild", "moderate"]) is ax
     counts = {text.get_position()[::-1]: text.get_text() for text in ax.texts}
-    assert counts == {(row, column): str(matrix[row][column]) for row in range(3) for column in range(3)}
+    assert counts == {
+        (row, column): str(matrix[row][column]) for row in range(3) for column in range(3)
+    }
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("predicted", "true")
     for axis in (ax.xaxis, ax.yaxis):
         assert [tick.get_text() for tick in axis.get_ticklabels()] == ["none", "mild", "moderate"]
@@ -172,9 +183,17 @@ def test_a_history_draws_the_losses_on_the_first_axes_and_the_accuracy_on_the_se
     _, axes = plt.subplots(1, 2)
     assert figures.history(axes, table) is axes
     lines = {line.get_label(): line.get_xydata().tolist() for line in axes[0].lines}
-    assert lines == {"training": [[1, 1], [2, 0.5], [3, 0.25]], "validation": [[1, 1.2], [2, 0.7], [3, 0.6]]}
-    assert [text.get_text() for text in axes[0].get_legend().get_texts()] == ["training", "validation"]
-    assert [line.get_xydata().tolist() for line in axes[1].lines] == [[[1, 0.3], [2, 0.6], [3, 0.8]]]
+    assert lines == {
+        "training": [[1, 1], [2, 0.5], [3, 0.25]],
+        "validation": [[1, 1.2], [2, 0.7], [3, 0.6]],
+    }
+    assert [text.get_text() for text in axes[0].get_legend().get_texts()] == [
+        "training",
+        "validation",
+    ]
+    assert [line.get_xydata().tolist() for line in axes[1].lines] == [
+        [[1, 0.3], [2, 0.6], [3, 0.8]]
+    ]
     assert axes[1].get_ylim() == (0, 1) and axes[0].get_yscale() == "log"
 
 

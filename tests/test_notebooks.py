@@ -49,7 +49,9 @@ def test_a_notebook_is_valid_opens_with_its_title_and_runs_on_the_kernel_python3
     book = BOOKS[name]
     nbformat.validate(book)
     assert book.cells[0].cell_type == "markdown" and re.match(r"# \S", book.cells[0].source)
-    assert book.metadata.kernelspec.name == "python3" and book.metadata.kernelspec.language == "python"
+    assert (
+        book.metadata.kernelspec.name == "python3" and book.metadata.kernelspec.language == "python"
+    )
     assert "jupytext" not in book.metadata
 
 
@@ -73,7 +75,12 @@ def test_each_parameter_is_a_name_a_plain_type_a_literal_of_that_type_and_help(n
 @every_notebook
 def test_each_parameter_is_read_in_a_later_cell(name):
     trees = [ast.walk(ast.parse(cell.source)) for cell in code(name)[1:]]
-    read = {node.id for tree in trees for node in tree if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    read = {
+        node.id
+        for tree in trees
+        for node in tree
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+    }
     unread = set(declared(name)) - read - {"profile", "seed"}  # companion.begin reads these two
     assert not unread, f"{name} declares but never reads {unread}"
 
@@ -82,7 +89,9 @@ def test_each_parameter_is_read_in_a_later_cell(name):
 def test_the_second_code_cell_begins_and_the_last_one_finishes(name):
     assert f'run = companion.begin("{name}", globals())' in code(name)[1].source
     assert "run.finish(" in code(name)[-1].source
-    assert any("assert " in cell.source for cell in code(name)[-2:]), f"{name} ends without checking its claims"
+    assert any("assert " in cell.source for cell in code(name)[-2:]), (
+        f"{name} ends without checking its claims"
+    )
     assert BOOKS[name].cells[-1].cell_type == "markdown"
 
 
@@ -114,13 +123,20 @@ def test_a_notebook_is_small_enough_for_the_web_and_names_no_machine(name):
     for cell in BOOKS[name].cells:
         texts = [cell.source]
         for out in cell.get("outputs", []):
-            texts += [out.get("text", ""), *(out.get("data", {}).get(kind, "") for kind in ("text/plain", "text/html"))]
+            texts += [
+                out.get("text", ""),
+                *(out.get("data", {}).get(kind, "") for kind in ("text/plain", "text/html")),
+            ]
         for text in texts:
-            found = re.search(r"(?<![\w.:/])(/(home|work|root|Users|tmp|var|mnt)/|[A-Z]:\\)\S*", text)
+            found = re.search(
+                r"(?<![\w.:/])(/(home|work|root|Users|tmp|var|mnt)/|[A-Z]:\\)\S*", text
+            )
             assert not found, f"{name} names the path {found[0]}"
 
 
-@pytest.mark.parametrize("file", sorted(paths.PROFILES.glob("*/*")), ids=lambda file: "/".join(file.parts[-2:]))
+@pytest.mark.parametrize(
+    "file", sorted(paths.PROFILES.glob("*/*")), ids=lambda file: "/".join(file.parts[-2:])
+)
 def test_a_profile_passes_declared_parameters_of_the_right_type_to_a_notebook(file):
     assert file.suffix == ".yaml" and file.stem in BOOKS
     values = yaml.safe_load(file.read_text())
@@ -137,14 +153,19 @@ def test_the_smoke_profile_covers_every_notebook():
 
 def companion(build, *arguments):
     """`python -m lib.notebook run` away from the repository's folders, in a folder that is not the repository."""
-    environment = os.environ | {"COMPANION_DATA": str(build / "data"), "COMPANION_BUILD": str(build / "build")}
+    environment = os.environ | {
+        "COMPANION_DATA": str(build / "data"),
+        "COMPANION_BUILD": str(build / "build"),
+    }
     environment.pop("COMPANION_DATASETS", None)
     command = [sys.executable, "-m", "lib.notebook", "run", "--profile", "smoke", *arguments]
     return subprocess.run(command, env=environment, cwd=build, capture_output=True, text=True)
 
 
 def numbers(build, name):
-    return json.loads((build / "build" / "smoke" / "metrics" / f"{name}.json").read_text())["numbers"]
+    return json.loads((build / "build" / "smoke" / "metrics" / f"{name}.json").read_text())[
+        "numbers"
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +195,11 @@ def test_running_again_draws_prepares_and_trains_nothing_and_gives_the_same_numb
 
     def made():
         kinds = (".jpeg", ".png", ".pt")  # a checkpoint is written after each epoch of training
-        return {path: path.stat().st_mtime_ns for path in (build / "data").rglob("*") if path.suffix in kinds}
+        return {
+            path: path.stat().st_mtime_ns
+            for path in (build / "data").rglob("*")
+            if path.suffix in kinds
+        }
 
     first, before = made(), {name: numbers(build, name) for name in NAMES}
     assert {path.suffix for path in first} == {".jpeg", ".png", ".pt"}
@@ -197,5 +222,7 @@ def test_plain_papermill_with_an_unknown_parameter_stops_at_begin_and_says_what_
     with pytest.raises(
         papermill.PapermillExecutionError, match=r"no parameter 'epoch'\. Did you mean epochs"
     ) as failure:
-        papermill.execute_notebook(source, output, {"epoch": 3}, kernel_name="python3", progress_bar=False)
+        papermill.execute_notebook(
+            source, output, {"epoch": 3}, kernel_name="python3", progress_bar=False
+        )
     assert failure.value.exec_count == 3  # the parameters, papermill's cell, and then begin

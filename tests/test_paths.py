@@ -10,7 +10,17 @@ import pytest
 
 from lib import paths
 
-NAMES = ("ROOT", "NOTEBOOKS", "PROFILES", "RECORDED", "DATA", "BUILD", "RAW", "PREPARED", "SEQUENCERS")
+NAMES = (
+    "ROOT",
+    "NOTEBOOKS",
+    "PROFILES",
+    "RECORDED",
+    "DATA",
+    "BUILD",
+    "RAW",
+    "PREPARED",
+    "SEQUENCERS",
+)
 REPOSITORY = Path(os.path.abspath(__file__)).parent.parent.resolve()
 
 
@@ -43,7 +53,9 @@ def test_without_variables_everything_is_in_the_repository_whichever_folder_asks
 
 
 def test_empty_variables_are_as_good_as_none():
-    assert asked("/", COMPANION_DATA="", COMPANION_BUILD="", COMPANION_DATASETS="") == in_repository()
+    assert (
+        asked("/", COMPANION_DATA="", COMPANION_BUILD="", COMPANION_DATASETS="") == in_repository()
+    )
 
 
 def test_the_variables_move_what_is_made_and_leave_what_is_tracked(tmp_path):
@@ -90,5 +102,7 @@ def test_what_is_kept_aside_takes_the_first_free_number(tmp_path):
     (tmp_path / "run.1").rename(tmp_path / "elsewhere")
     (tmp_path / "run").write_text("3")
     paths.aside(tmp_path / "run")
-    assert (tmp_path / "run.1").read_text() == "3" and (tmp_path / "run.2" / "weights").read_text() == "2"
+    assert (tmp_path / "run.1").read_text() == "3" and (
+        tmp_path / "run.2" / "weights"
+    ).read_text() == "2"
     assert not (tmp_path / "run").exists()

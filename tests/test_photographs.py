@@ -21,7 +21,9 @@ def folder(tmp_path):
     folder = tmp_path / "photographs"
     folder.mkdir()
     for grade in range(5):
-        image = np.pad(phantom.photograph(grade, grade, 120 + 30 * grade)[0], ((5, 5), (30, 30), (0, 0)))
+        image = np.pad(
+            phantom.photograph(grade, grade, 120 + 30 * grade)[0], ((5, 5), (30, 30), (0, 0))
+        )
         Image.fromarray(image).save(folder / f"eye{grade}.png")
     Image.new("RGB", (200, 150)).save(folder / "black.png")
     (folder / "page.jpg").write_text("<html>")
@@ -30,15 +32,22 @@ def folder(tmp_path):
 
 def test_every_photograph_is_explained_or_listed_with_its_reason(sequencer, folder, tmp_path):
     out = tmp_path / "out"
-    assert companion.main(["explain", str(folder), "--sequencer", str(sequencer), "--out", str(out)]) == 0
+    assert (
+        companion.main(["explain", str(folder), "--sequencer", str(sequencer), "--out", str(out)])
+        == 0
+    )
     table = pd.read_csv(out / "results.csv").set_index("image").sort_index()
     rejects = pd.read_csv(out / "rejects.csv")
-    assert len(table) == 5 and len(rejects) == 2 and rejects.to_string().count("no retina found") == 1
+    assert (
+        len(table) == 5 and len(rejects) == 2 and rejects.to_string().count("no retina found") == 1
+    )
     network, config = explain.load(sequencer)
     mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))
     for name, row in table.iterrows():
         path = next(folder.glob(f"{row['image'] if 'image' in row else name}*"))
-        image = torch.from_numpy(extract(path.read_bytes(), path.name, 64)[0]).permute(2, 0, 1) / 255
+        image = (
+            torch.from_numpy(extract(path.read_bytes(), path.name, 64)[0]).permute(2, 0, 1) / 255
+        )
         with torch.no_grad():
             p = network(((image - mean) / std)[None]).softmax(1)[0].numpy()
         np.testing.assert_allclose(row[[f"p{g}" for g in range(5)]].to_numpy(float), p, atol=2e-3)
@@ -48,7 +57,9 @@ def test_every_photograph_is_explained_or_listed_with_its_reason(sequencer, fold
     assert (out / "results.csv").read_bytes() == before
 
 
-def test_what_was_interrupted_goes_on_and_explains_nothing_twice(sequencer, folder, tmp_path, monkeypatch):
+def test_what_was_interrupted_goes_on_and_explains_nothing_twice(
+    sequencer, folder, tmp_path, monkeypatch
+):
     whole, out, write, drawn = tmp_path / "whole", tmp_path / "out", photographs.paths.write, []
     photographs.explain_files([folder], sequencer, whole)
 
@@ -77,7 +88,9 @@ def test_photographs_of_one_name_have_figures_of_their_own(sequencer, folder, tm
     files = [folder / "eye0.png", folder / "left" / "eye0.png"]
     assert photographs.explain_files(files, sequencer, tmp_path / "out")[0] == 2
     table = pd.read_csv(tmp_path / "out" / "results.csv")
-    assert table.figure.tolist() == ["eye0.png", "eye0-2.png"] and table.path.tolist() == [str(file) for file in files]
+    assert table.figure.tolist() == ["eye0.png", "eye0-2.png"] and table.path.tolist() == [
+        str(file) for file in files
+    ]
     pictures = [(tmp_path / "out" / name).read_bytes() for name in table.figure]
     assert pictures[0] != pictures[1]
 
@@ -101,7 +114,9 @@ def test_results_of_another_sequencer_are_not_mixed_in(sequencer, folder, tmp_pa
     before = (tmp_path / "out" / "results.csv").read_bytes()
     weights = load_file(sequencer / "weights.safetensors")
     save_file(weights | {"head.bias": weights["head.bias"] + 1}, sequencer / "weights.safetensors")
-    with pytest.raises(ValueError, match=r"holds other results of sequencer .* choose another folder"):
+    with pytest.raises(
+        ValueError, match=r"holds other results of sequencer .* choose another folder"
+    ):
         photographs.explain_files([folder], sequencer, tmp_path / "out")
     with pytest.raises(ValueError, match="holds other results"):
         photographs.explain_files([folder], sequencer, tmp_path / "out", relu="gated")

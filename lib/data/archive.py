@@ -17,7 +17,12 @@ from tqdm import tqdm
 
 from lib import paths
 
-DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)  # what zipfile raises on reading damaged bytes
+DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    RuntimeError,
+)  # what zipfile raises on reading damaged bytes
 
 
 def unpack(archive, folder, place=str, delete=False):
@@ -37,12 +42,16 @@ def unpack(archive, folder, place=str, delete=False):
             if any(info.header_offset < 0 or not info.filename for info in zipped.infolist()):
                 raise zipfile.BadZipFile("its directory is damaged or its beginning not there")
         except DAMAGE as error:
-            raise ValueError(f"{', '.join(map(str, archive))}: no whole zip, in this order ({error})") from error
+            raise ValueError(
+                f"{', '.join(map(str, archive))}: no whole zip, in this order ({error})"
+            ) from error
         members = [info for info in zipped.infolist() if not info.is_dir()]
         for info in members:
             name = PureWindowsPath(info.filename)  # knows both kinds of slash, and drives
             if name.anchor or ".." in name.parts or stat.S_ISLNK(info.external_attr >> 16):
-                raise ValueError(f"{archive[0]}: {info.filename!r} leads elsewhere or is a link; nothing is unpacked")
+                raise ValueError(
+                    f"{archive[0]}: {info.filename!r} leads elsewhere or is a link; nothing is unpacked"
+                )
         members = [(info, folder / path) for info in members if (path := place(info.filename))]
         for info, path in tqdm(members, desc=archive[0].name, unit="file", disable=None):
             if path.exists() and path.stat().st_size == info.file_size:
@@ -51,7 +60,10 @@ def unpack(archive, folder, place=str, delete=False):
             try:
                 paths.write(path, partial(_extract, zipped, info))
             except DAMAGE as error:
-                first, last = (bisect_right(chain.ends, info.header_offset + more) for more in (0, info.compress_size))
+                first, last = (
+                    bisect_right(chain.ends, info.header_offset + more)
+                    for more in (0, info.compress_size)
+                )
                 where = " or ".join(str(file) for file in archive[first : last + 1])
                 raise ValueError(
                     f"{info.filename} is damaged in {where} ({error}): delete that and fetch again; what is out stays"
@@ -74,7 +86,9 @@ def room(folder):
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise OSError(error.errno, f"no room below {folder}. Make room and run again; it continues") from error
+        raise OSError(
+            error.errno, f"no room below {folder}. Make room and run again; it continues"
+        ) from error
 
 
 class Chain(io.RawIOBase):

@@ -22,14 +22,22 @@ def _frame(rng, image, bits):
     size = len(image)
     if rng.random() < 0.3:
         angle, axis = rng.uniform(-np.pi, np.pi), (np.arange(size) + 0.5) / size * 2 - 1
-        notch = np.hypot(axis - np.cos(angle), axis[:, None] - np.sin(angle)) < rng.uniform(0.05, 0.08)
+        notch = np.hypot(axis - np.cos(angle), axis[:, None] - np.sin(angle)) < rng.uniform(
+            0.05, 0.08
+        )
         image = np.where(notch[..., None], 0, image)
     height = round(size * rng.uniform(*((0.84, 0.95) if rng.random() < 0.35 else (1.02, 1.2))))
     width = max(round(height * rng.choice([4 / 3, 3 / 2, 1.2])), size + 4)
     left = round((0.5 + rng.uniform(-0.4, 0.4)) * (width - size))
     top = round((0.5 + rng.uniform(-0.3, 0.3) * (height > size)) * (height - size))
-    into, cut = np.s_[max(top, 0) : top + size, left : left + size], np.s_[max(-top, 0) : height - min(top, 0)]
-    frame, framed = rng.normal(2, 1.5, (height, width, 1)).repeat(3, axis=2), np.zeros((height, width), np.uint8)
+    into, cut = (
+        np.s_[max(top, 0) : top + size, left : left + size],
+        np.s_[max(-top, 0) : height - min(top, 0)],
+    )
+    frame, framed = (
+        rng.normal(2, 1.5, (height, width, 1)).repeat(3, axis=2),
+        np.zeros((height, width), np.uint8),
+    )
     frame[into] += image[cut]
     framed[into] = bits[cut]
     return np.clip(frame + 0.5, 0, 255).astype(np.uint8), framed
@@ -39,7 +47,9 @@ def _write_photograph(folder, seed, patient, eye, grade):
     """Write train/<patient>_<eye>.jpeg and masks/<patient>_<eye>.png; the camera knows nothing of the grade."""
     rng = np.random.default_rng([seed, patient, EYES.index(eye)])
     image, masks = photograph(grade, seed * 10**6 + patient, int(rng.integers(150, 231)), eye)
-    image, bits = _frame(rng, image, sum(masks[name] * np.uint8(1 << i) for i, name in enumerate(MASKS)))
+    image, bits = _frame(
+        rng, image, sum(masks[name] * np.uint8(1 << i) for i, name in enumerate(MASKS))
+    )
     Image.fromarray(image).save(folder / "train" / f"{patient}_{eye}.jpeg", quality=90)
     Image.fromarray(bits).save(folder / "masks" / f"{patient}_{eye}.png")
 
@@ -63,11 +73,17 @@ def write_collection(folder, n, seed, share=BALANCED, workers=None):
     check("n", n, 1, 100_000)
     check("seed", seed, 0, 10**12)
     share = [float(part) for part in share]
-    if len(share) != 5 or not all(part >= 0 for part in share) or not math.isclose(sum(share), 1, abs_tol=1e-6):
+    if (
+        len(share) != 5
+        or not all(part >= 0 for part in share)
+        or not math.isclose(sum(share), 1, abs_tol=1e-6)
+    ):
         raise ValueError(f"share is {share}; give five shares, of grades 0 to 4, that add up to 1")
     folder = Path(folder).absolute()
     if folder.exists() and any(folder.iterdir()) and not (folder / "collection.json").exists():
-        raise FileExistsError(f"{folder} holds files that are no phantom collection; move them or name another folder")
+        raise FileExistsError(
+            f"{folder} holds files that are no phantom collection; move them or name another folder"
+        )
     partial, old = (folder.with_name(folder.name + end) for end in (".partial", ".old"))
     for rest in (partial, old):
         shutil.rmtree(rest, ignore_errors=True)

@@ -23,11 +23,15 @@ def load(dataset, part):
     Raises ValueError for another name or part, RuntimeError where data can be neither found nor downloaded.
     """
     if dataset not in DATASETS or part not in ("train", "test"):
-        raise ValueError(f"no part {part!r} of {dataset!r}: datasets are {', '.join(DATASETS)}, parts train and test")
+        raise ValueError(
+            f"no part {part!r} of {dataset!r}: datasets are {', '.join(DATASETS)}, parts train and test"
+        )
     if dataset != "digits":
         return _downloadable(dataset, part)
     bundled = load_digits()
-    parts = train_test_split(bundled.images, bundled.target, test_size=0.2, stratify=bundled.target, random_state=0)
+    parts = train_test_split(
+        bundled.images, bundled.target, test_size=0.2, stratify=bundled.target, random_state=0
+    )
     images, labels = (parts[0], parts[2]) if part == "train" else (parts[1], parts[3])
     images = torch.tensor(images, dtype=torch.float32)[:, None] / 16
     images = functional.interpolate(images, size=24, mode="bilinear", align_corners=False)

@@ -46,7 +46,9 @@ def _alone(out):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RuntimeError(f"Another run is preparing {out}: wait until it has ended, then run again.") from None
+            raise RuntimeError(
+                f"Another run is preparing {out}: wait until it has ended, then run again."
+            ) from None
         try:
             yield
         finally:
@@ -74,7 +76,13 @@ def _prepare_all(jobs, executor, partial):
             futures.append(executor.submit(prepare_photograph, *job))
         with open(partial / "journal.jsonl", "a") as journal:
             journal.write("\n")  # ends a line that was cut off
-            for future in tqdm(as_completed(futures), total=len(futures), desc="preparing", disable=None, unit="photo"):
+            for future in tqdm(
+                as_completed(futures),
+                total=len(futures),
+                desc="preparing",
+                disable=None,
+                unit="photo",
+            ):
                 records.append(future.result())
                 journal.write(json.dumps(records[-1]) + "\n")
                 journal.flush()
@@ -90,7 +98,16 @@ def _prepare_all(jobs, executor, partial):
 
 
 def prepare(
-    raw, out, size, eye="right", test_share=0.1, seed=0, crop=True, contrast="none", format="webp", executor=None
+    raw,
+    out,
+    size,
+    eye="right",
+    test_share=0.1,
+    seed=0,
+    crop=True,
+    contrast="none",
+    format="webp",
+    executor=None,
 ):
     """Crop, resize and split the photographs of `raw` into the data set `out`; returns `out` as a Path.
 
@@ -112,7 +129,9 @@ def prepare(
     if not 16 <= size <= 2048:
         raise ValueError(f"size is {size}; choose a side of 16 to 2048 pixels.")
     if not 0.01 <= test_share <= 0.5:
-        raise ValueError(f"test_share is {test_share}; choose a share of 0.01 to 0.5 (CLEAR-DR: 0.1).")
+        raise ValueError(
+            f"test_share is {test_share}; choose a share of 0.01 to 0.5 (CLEAR-DR: 0.1)."
+        )
     for name, value, known in (
         ("eye", eye, EYES),
         ("contrast", contrast, ("none", "graham")),
@@ -120,13 +139,21 @@ def prepare(
     ):
         if value not in known:
             raise ValueError(f"{name} is {value!r}; choose one of {', '.join(known)}.")
-    request = {"source": raw.name, "fingerprint": fingerprint(raw), "size": size, "eye": eye, "test_share": test_share}
+    request = {
+        "source": raw.name,
+        "fingerprint": fingerprint(raw),
+        "size": size,
+        "eye": eye,
+        "test_share": test_share,
+    }
     request |= {"seed": seed, "crop": crop, "contrast": contrast, "format": format}
     made = out / "dataset.json"
     if made.exists() and request.items() <= json.loads(made.read_text()).items():
         return out
     if out.exists() and not made.exists():
-        raise FileExistsError(f"{out} exists and is no prepared data set. Move it away or choose another folder.")
+        raise FileExistsError(
+            f"{out} exists and is no prepared data set. Move it away or choose another folder."
+        )
 
     with _alone(out):
         table, rejects = read_labels(raw, eye)
@@ -139,7 +166,18 @@ def prepare(
         jobs = []
         for row in table[~table["image"].isin(done)].itertuples():
             mask = raw / "masks" / f"{row.image}.png"
-            jobs.append((row.image, row.path, mask if mask.exists() else None, partial, size, crop, contrast, format))
+            jobs.append(
+                (
+                    row.image,
+                    row.path,
+                    mask if mask.exists() else None,
+                    partial,
+                    size,
+                    crop,
+                    contrast,
+                    format,
+                )
+            )
         workers = min(os.cpu_count(), len(jobs) // 100)
         pool = executor or (pool_of(workers) if workers > 1 else ThreadPoolExecutor(1))
         try:
@@ -147,7 +185,9 @@ def prepare(
         finally:
             if pool is not executor:
                 pool.shutdown(cancel_futures=True)
-        _finish(partial, table, rejects, done | {record["image"]: record for record in new}, request)
+        _finish(
+            partial, table, rejects, done | {record["image"]: record for record in new}, request
+        )
         if out.exists():
             print(f"{out.name} held a data set of another request, kept as {paths.aside(out).name}")
         os.replace(partial, out)
@@ -156,30 +196,46 @@ def prepare(
 
 def _finish(partial, table, rejects, records, request):
     """Write manifest.csv, rejects.csv and dataset.json, and take away what does not belong to the data set."""
-    records = pd.DataFrame([records[image] for image in table["image"]], columns=RECORD).set_index("image")
+    records = pd.DataFrame([records[image] for image in table["image"]], columns=RECORD).set_index(
+        "image"
+    )
     bad = records["reason"].dropna()
     rejects = rejects | bad.to_dict()
     manifest = table[~table["image"].isin(bad.index)].join(records, on="image")
     manifest, duplicates = reject_duplicates(manifest)
     rejects |= duplicates
     if manifest.empty:
-        image, reason = next(iter(sorted(rejects.items())), ("", f"there is none of the {request['eye']} eye"))
+        image, reason = next(
+            iter(sorted(rejects.items())), ("", f"there is none of the {request['eye']} eye")
+        )
         raise ValueError(
             f"Nothing of {request['source']} can be prepared: {image} {reason}. Check photographs and labels."
         )
     manifest["part"] = split(manifest, request["test_share"], request["seed"])
     box = pd.DataFrame(manifest["box"].tolist(), columns=["left", "top", "right", "bottom"])
-    manifest = pd.concat([manifest, box], axis=1).assign(source=request["source"]).astype({"width": int, "height": int})
+    manifest = (
+        pd.concat([manifest, box], axis=1)
+        .assign(source=request["source"])
+        .astype({"width": int, "height": int})
+    )
     manifest[COLUMNS].to_csv(partial / "manifest.csv", index=False)
-    pd.DataFrame(sorted(rejects.items()), columns=["image", "reason"]).to_csv(partial / "rejects.csv", index=False)
+    pd.DataFrame(sorted(rejects.items()), columns=["image", "reason"]).to_csv(
+        partial / "rejects.csv", index=False
+    )
 
     training = manifest[manifest["part"] == "train"]
     pixels = 255 * len(training) * request["size"] ** 2
-    mean, square = (np.array(training[name].tolist()).sum(axis=0) / pixels for name in ("sums", "squares"))
+    mean, square = (
+        np.array(training[name].tolist()).sum(axis=0) / pixels for name in ("sums", "squares")
+    )
     counts = json.loads(pd.crosstab(manifest["part"], manifest["grade"]).to_json(orient="index"))
     versions = {name: version(name) for name in ("pillow", "numpy", "scipy")}
     made = request | {"counts": counts, "rejected": len(rejects), "duplicates": len(duplicates)}
-    made |= {"mean": mean.tolist(), "std": np.sqrt(square / 255 - mean**2).tolist(), "versions": versions}
+    made |= {
+        "mean": mean.tolist(),
+        "std": np.sqrt(square / 255 - mean**2).tolist(),
+        "versions": versions,
+    }
     (partial / "dataset.json").write_text(json.dumps(made, indent=1) + "\n")
     for image in duplicates:
         (partial / "images" / f"{image}.{request['format']}").unlink(missing_ok=True)
@@ -207,23 +263,33 @@ class Prepared(torch.utils.data.Dataset):
     def __init__(self, folder, part, flips=False, turns=False, shift=0):
         self.folder, self.flips, self.turns, self.shift = Path(folder), flips, turns, shift
         if not (self.folder / "dataset.json").exists():
-            raise FileNotFoundError(f"{self.folder} is no prepared data set. {MAKER} makes it: run that first.")
+            raise FileNotFoundError(
+                f"{self.folder} is no prepared data set. {MAKER} makes it: run that first."
+            )
         made = json.loads((self.folder / "dataset.json").read_text())
         if part not in made["counts"]:
-            raise ValueError(f"part is {part!r}; {self.folder.name} has {', '.join(made['counts'])}.")
+            raise ValueError(
+                f"part is {part!r}; {self.folder.name} has {', '.join(made['counts'])}."
+            )
         self.mean, self.std = (torch.tensor(made[name]).view(3, 1, 1) for name in ("mean", "std"))
-        manifest = pd.read_csv(self.folder / "manifest.csv", dtype={"image": str}).query("part == @part")
+        manifest = pd.read_csv(self.folder / "manifest.csv", dtype={"image": str}).query(
+            "part == @part"
+        )
         self.names, self.format = manifest["image"].tolist(), made["format"]
         self.grades = torch.tensor(manifest["grade"].to_numpy())
         for name in self.names:
             self._path(f"images/{name}.{self.format}")
         in_memory = 3 * made["size"] ** 2 * len(self.names) <= IN_MEMORY
-        self.images = torch.stack([self._read(i) for i in range(len(self.names))]) if in_memory else None
+        self.images = (
+            torch.stack([self._read(i) for i in range(len(self.names))]) if in_memory else None
+        )
 
     def _path(self, name):
         path = self.folder / name
         if not path.exists():
-            raise FileNotFoundError(f"{path} is missing. Delete {self.folder} and run {MAKER} again.")
+            raise FileNotFoundError(
+                f"{path} is missing. Delete {self.folder} and run {MAKER} again."
+            )
         return path
 
     def _read(self, i):

@@ -26,7 +26,11 @@ from lib import paths
 from lib.data.archive import room, unpack
 
 CHUNK = 1 << 16  # bytes from the network at a time: no more is lost where a connection drops
-PAUSES = (2, 15, 60)  # seconds before another attempt, counted anew after every attempt that brought something
+PAUSES = (
+    2,
+    15,
+    60,
+)  # seconds before another attempt, counted anew after every attempt that brought something
 TOKEN = (
     "Make a token at https://www.kaggle.com/settings/api and put it into the variable KAGGLE_API_TOKEN or the file "
     "~/.kaggle/access_token, or put a kaggle.json (username, key) into ~/.kaggle. Restart the kernel and run again."
@@ -54,7 +58,9 @@ class Collection:
 
 # EyePACS: 35.0 + 53.3 GB, test labels attached to the forum afterwards. APTOS: about 10 GB, no test labels.
 FORUM = "https://www.kaggle.com/competitions/diabetic-retinopathy-detection/discussion/16149"
-TRAIN, TEST = (tuple(f"{name}.zip.{i:03}" for i in range(1, n + 1)) for name, n in (("train", 5), ("test", 7)))
+TRAIN, TEST = (
+    tuple(f"{name}.zip.{i:03}" for i in range(1, n + 1)) for name, n in (("train", 5), ("test", 7))
+)
 APTOS = "aptos2019-blindness-detection"
 COLLECTIONS = {
     "eyepacs": Collection(
@@ -65,7 +71,8 @@ COLLECTIONS = {
         },
     ),
     "aptos": Collection(
-        APTOS, {"train": Part((f"{APTOS}.zip",), "train_images/*.png", 3662, "train.csv", f"{APTOS}.zip")}
+        APTOS,
+        {"train": Part((f"{APTOS}.zip",), "train_images/*.png", 3662, "train.csv", f"{APTOS}.zip")},
     ),
 }
 
@@ -85,18 +92,24 @@ def preflight(collection, folder, parts=("train",), prepared_bytes=100_000):
     wanted = {name: _wanted(folder, name, collection.parts[name]) for name in parts}
     for name in parts:
         table, source = collection.parts[name].table, collection.parts[name].source
-        if source.startswith("https:") and not any((folder / t).exists() for t in (table, f"{name}Labels.csv")):
+        if source.startswith("https:") and not any(
+            (folder / t).exists() for t in (table, f"{name}Labels.csv")
+        ):
             raise FileNotFoundError(
                 f"Kaggle's files hold no labels of the {name} part. Download {table}, attached to {source}, and put it "
                 f"into {folder}; or leave this part out."
             )
-    files = _sizes(collection.competition, folder, [file for files in wanted.values() for file in files])
+    files = _sizes(
+        collection.competition, folder, [file for files in wanted.values() for file in files]
+    )
     need = prepared_bytes * sum(collection.parts[name].count for name in parts)
     for name in parts:
         here = [folder / file for piece in wanted[name] for file in (piece, f"{piece}.part")]
         here += (folder / name).glob("*")
         need += max(0, 2 * sum(files[piece] for piece in wanted[name]) - sum(map(_size, here)))
-    free = shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if p.exists())).free
+    free = shutil.disk_usage(
+        next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    ).free
     if free < need:
         raise OSError(
             errno.ENOSPC,
@@ -118,7 +131,10 @@ def fetch(collection, folder, parts=("train",), prepared_bytes=100_000, delete=F
     folder.mkdir(parents=True, exist_ok=True)
     for name in parts:
         part = collection.parts[name]
-        archives = [[folder / file for file in names] for names in dict.fromkeys([part.archive, (part.source,)])]
+        archives = [
+            [folder / file for file in names]
+            for names in dict.fromkeys([part.archive, (part.source,)])
+        ]
         for archive in archives:
             for file in archive:
                 if file.name in files:
@@ -134,10 +150,14 @@ def fetch(collection, folder, parts=("train",), prepared_bytes=100_000, delete=F
 
 def _collection(collection, parts):
     if isinstance(collection, str) and collection not in COLLECTIONS:
-        raise ValueError(f"collection is {collection!r}: one of {', '.join(COLLECTIONS)}, or a Collection")
+        raise ValueError(
+            f"collection is {collection!r}: one of {', '.join(COLLECTIONS)}, or a Collection"
+        )
     collection = COLLECTIONS[collection] if isinstance(collection, str) else collection
     if isinstance(parts, str) or not set(parts) <= set(collection.parts):
-        raise ValueError(f"parts is {parts!r}: a tuple of {', '.join(collection.parts)} for {collection.competition}")
+        raise ValueError(
+            f"parts is {parts!r}: a tuple of {', '.join(collection.parts)} for {collection.competition}"
+        )
     return collection
 
 
@@ -169,7 +189,9 @@ def _check(folder, name, part):
     table = pd.read_csv(path if path.exists() else folder / part.table, dtype=str)
     table = table.rename(columns={"id_code": "image", "diagnosis": "level"})
     if not {"image", "level"} <= set(table):
-        raise ValueError(f"the labels for {folder / name} have the columns {', '.join(table)}: image, level needed")
+        raise ValueError(
+            f"the labels for {folder / name} have the columns {', '.join(table)}: image, level needed"
+        )
     if not path.exists():
         paths.write(path, partial(table[["image", "level"]].to_csv, index=False))
     there, labelled = _photographs(folder, name, part), set(table["image"])
@@ -221,7 +243,9 @@ def _sizes(competition, folder, wanted):
             sizes |= {file.name: file.total_bytes for file in page.files}
             token = page.next_page_token or None
         if absent := set(wanted) - {*sizes, whole}:
-            raise FileNotFoundError(f"{competition} on Kaggle has no {sorted(absent)}, but {sorted(sizes)}")
+            raise FileNotFoundError(
+                f"{competition} on Kaggle has no {sorted(absent)}, but {sorted(sizes)}"
+            )
         answer = _ask(client, competition, min(wanted, key=lambda file: sizes.get(file, 0)))
         return {file: sizes.get(file) or int(answer.headers["Content-Length"]) for file in wanted}
 
@@ -241,7 +265,9 @@ def _download(competition, path, size):
         client = _client()
         while (have := _size(part)) != size:
             if have > size:
-                raise ValueError(f"{part} has {have:,} bytes, {path.name} on Kaggle {size:,}: delete it and run again")
+                raise ValueError(
+                    f"{part} has {have:,} bytes, {path.name} on Kaggle {size:,}: delete it and run again"
+                )
             try:
                 _continue(_ask(client, competition, path.name).request, part, have, size)
             except requests.RequestException as error:
@@ -264,8 +290,12 @@ def _continue(request, part, have, size):
             have = 0
         total = int(answer.headers.get("Content-Length", 0)) + have
         if total != size:
-            raise ValueError(f"Kaggle lists {part.stem} with {size:,} bytes and sends {total:,}; nothing is written")
-        bar = tqdm(desc=part.stem, initial=have, total=size, unit="B", unit_scale=True, disable=None)
+            raise ValueError(
+                f"Kaggle lists {part.stem} with {size:,} bytes and sends {total:,}; nothing is written"
+            )
+        bar = tqdm(
+            desc=part.stem, initial=have, total=size, unit="B", unit_scale=True, disable=None
+        )
         with bar, part.open("ab" if have else "wb") as file:
             for chunk in answer.iter_content(CHUNK):
                 bar.update(file.write(chunk))
@@ -289,8 +319,13 @@ def _explained(folder, competition=""):
             ),
             404: (FileNotFoundError, f"{page}/data lists the files there are"),
         }
-        later = (ConnectionError, f"Wait {f'{wait} s' if wait else 'an hour'} and run again; it continues")
+        later = (
+            ConnectionError,
+            f"Wait {f'{wait} s' if wait else 'an hour'} and run again; it continues",
+        )
         kind, advice = known.get(status, later)
         raise kind(f"{competition}: Kaggle answers {status} ({error}). {advice}") from error
     except requests.RequestException as error:
-        raise ConnectionError(f"the connection to Kaggle failed ({error}). Run again; it continues") from error
+        raise ConnectionError(
+            f"the connection to Kaggle failed ({error}). Run again; it continues"
+        ) from error

@@ -31,11 +31,17 @@ def read_labels(raw, eye):
             f"{raw} has no trainLabels.csv or labels.csv. A raw collection is train/*.jpeg and trainLabels.csv, as "
             f"Kaggle ships EyePACS; {MAKER} writes a phantom collection of that form."
         )
-    labels = pd.concat([pd.read_csv(path, dtype=str, keep_default_na=False) for path in tables], ignore_index=True)
+    labels = pd.concat(
+        [pd.read_csv(path, dtype=str, keep_default_na=False) for path in tables], ignore_index=True
+    )
     if not {"image", "level"} <= set(labels):
-        raise ValueError(f"{tables[0]} has the columns {', '.join(labels)}; it needs image and level, as Kaggle's has.")
+        raise ValueError(
+            f"{tables[0]} has the columns {', '.join(labels)}; it needs image and level, as Kaggle's has."
+        )
     found = [
-        path for path in raw.rglob("*") if path.suffix.lower() in SUFFIXES and path.relative_to(raw).parts[0] != "masks"
+        path
+        for path in raw.rglob("*")
+        if path.suffix.lower() in SUFFIXES and path.relative_to(raw).parts[0] != "masks"
     ]
     if "file" in labels:
         named = labels[["image", "file"]].drop_duplicates("image")
@@ -50,13 +56,23 @@ def read_labels(raw, eye):
             "which writes a phantom collection."
         )
     photographs = pd.DataFrame({"image": names, "path": found})
-    table = photographs.merge(labels, how="outer", on="image").sort_values("image", ignore_index=True, kind="stable")
+    table = photographs.merge(labels, how="outer", on="image").sort_values(
+        "image", ignore_index=True, kind="stable"
+    )
     sides = table["image"].str.extract(r"^(.+)_(left|right)$")
     if eye != "both" and sides[1].isna().all():
-        raise ValueError(f"No name in {raw} ends in _left or _right, so the {eye} eyes are unknown: take eye='both'.")
+        raise ValueError(
+            f"No name in {raw} ends in _left or _right, so the {eye} eyes are unknown: take eye='both'."
+        )
     table["eye"] = sides[1].fillna("")
-    table = pd.DataFrame({"patient": "", "part": ""}, table.index).assign(**table).fillna({"patient": "", "part": ""})
-    table["patient"] = table["patient"].where(table["patient"] != "", sides[0].fillna(table["image"]))
+    table = (
+        pd.DataFrame({"patient": "", "part": ""}, table.index)
+        .assign(**table)
+        .fillna({"patient": "", "part": ""})
+    )
+    table["patient"] = table["patient"].where(
+        table["patient"] != "", sides[0].fillna(table["image"])
+    )
     table["grade"] = pd.to_numeric(table["level"], errors="coerce")
     table = table[table["eye"].isin([*EYES[eye], ""])]
     unknown = (table["part"] == HELD_OUT) & (table["grade"] == -1)
@@ -108,13 +124,17 @@ def split(table, test_share, seed):
     """
     part = table["part"].where(table["part"] != "", "train")
     own = (part != "train").any()
-    drawn = [("val", VALIDATION_SHARE)] if own else [("test", test_share), ("val", VALIDATION_SHARE)]
+    drawn = (
+        [("val", VALIDATION_SHARE)] if own else [("test", test_share), ("val", VALIDATION_SHARE)]
+    )
     try:
         for name, share in [] if "val" in part.tolist() else drawn:
             worst = table[part == "train"].groupby("patient")["grade"].max()
             taken = train_test_split(worst, test_size=share, stratify=worst, random_state=seed)[1]
             part = part.mask((part == "train") & table["patient"].isin(taken.index), name)
-        whole = own or all(set(table["grade"][part == name]) == set(table["grade"]) for name in PARTS)
+        whole = own or all(
+            set(table["grade"][part == name]) == set(table["grade"]) for name in PARTS
+        )
     except ValueError:
         whole = False
     if not whole:
@@ -130,7 +150,9 @@ def split(table, test_share, seed):
 def fingerprint(raw):
     """Hash of the label tables and of every file's name and size: another collection, another fingerprint."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in raw.rglob("*") if path.name in TABLES or path.suffix.lower() in SUFFIXES):
+    for path in sorted(
+        path for path in raw.rglob("*") if path.name in TABLES or path.suffix.lower() in SUFFIXES
+    ):
         digest.update(f"{path.relative_to(raw)} {path.stat().st_size}\n".encode())
         if path.name in TABLES:
             digest.update(path.read_bytes())

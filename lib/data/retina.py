@@ -36,16 +36,22 @@ def retina(image):
     """
     red, green, blue = np.moveaxis(image, 2, 0)
     brightness = np.maximum(np.maximum(red, green), blue).astype(np.float32)
-    smooth = ndimage.uniform_filter(brightness, size=max(3, min(brightness.shape) // 200), mode="nearest")
+    smooth = ndimage.uniform_filter(
+        brightness, size=max(3, min(brightness.shape) // 200), mode="nearest"
+    )
     dark, bright = np.percentile(smooth[::2, ::2], [5, 98])
     if bright - dark < VARIES:
-        raise ValueError(f"no retina found: the frame varies by {bright - dark:.1f} of 255 levels, {VARIES} needed")
+        raise ValueError(
+            f"no retina found: the frame varies by {bright - dark:.1f} of 255 levels, {VARIES} needed"
+        )
     noise = (brightness - smooth)[smooth < dark + 0.1 * (bright - dark)].std()
     regions, count = ndimage.label(smooth > dark + max(0.05 * (bright - dark), 2 * noise))
     areas = np.bincount(regions.ravel(), minlength=count + 1)[1:]
     share = areas.max(initial=0) / regions.size
     if share < 0.05:
-        raise ValueError(f"no retina found: the largest region covers {share:.1%} of the frame, 5% needed")
+        raise ValueError(
+            f"no retina found: the largest region covers {share:.1%} of the frame, 5% needed"
+        )
     return regions == 1 + areas.argmax()
 
 
@@ -101,7 +107,9 @@ def cut_mask(bits, box, size):
     for bit in np.flatnonzero(np.bitwise_or.reduce(bits.ravel()) >> np.arange(8) & 1):
         lesion = (bits >> bit & 1).astype(np.float32)
         covered = Image.fromarray(lesion).resize((width, height), Image.Resampling.BOX, box=box)
-        canvas[y : y + height, x : x + width] |= np.where(np.asarray(covered) > 0, np.uint8(1 << bit), np.uint8(0))
+        canvas[y : y + height, x : x + width] |= np.where(
+            np.asarray(covered) > 0, np.uint8(1 << bit), np.uint8(0)
+        )
     return canvas
 
 
@@ -112,10 +120,14 @@ def graham(image):
     thirtieth of the radius. uint8 (size, size, 3), the retina from edge to edge, to the same.
     """
     radius = len(image) / 2
-    average = np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(radius / 30)), np.float32)
+    average = np.asarray(
+        Image.fromarray(image).filter(ImageFilter.GaussianBlur(radius / 30)), np.float32
+    )
     axis = np.arange(len(image)) + 0.5 - radius
     inside = np.hypot(axis, axis[:, None]) <= 0.9 * radius
-    return np.where(inside[..., None], 4 * (image - average) + 128, 128).clip(0, 255).astype(np.uint8)
+    return (
+        np.where(inside[..., None], 4 * (image - average) + 128, 128).clip(0, 255).astype(np.uint8)
+    )
 
 
 def _decoded(data, name, shorter=None):
@@ -139,12 +151,21 @@ def _decoded(data, name, shorter=None):
             if photograph.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8):
                 width, height = height, width
             ImageOps.exif_transpose(photograph, in_place=True)
-            return photograph if photograph.mode == "RGB" else photograph.convert("RGB"), (width, height)
+            return photograph if photograph.mode == "RGB" else photograph.convert("RGB"), (
+                width,
+                height,
+            )
     except Image.DecompressionBombError as error:
-        raise ValueError(f"decompression bomb: {error}, more than {Image.MAX_IMAGE_PIXELS:,}") from error
+        raise ValueError(
+            f"decompression bomb: {error}, more than {Image.MAX_IMAGE_PIXELS:,}"
+        ) from error
     except (OSError, SyntaxError, ValueError, EOFError, RuntimeError) as error:
         kind = "truncated" if "truncated" in str(error) else "unreadable"
-        said = "cannot identify image file" if isinstance(error, Image.UnidentifiedImageError) else error
+        said = (
+            "cannot identify image file"
+            if isinstance(error, Image.UnidentifiedImageError)
+            else error
+        )
         raise ValueError(f"{kind}: {said}: {name}") from error
 
 
@@ -167,14 +188,20 @@ def extract(data, name, size, crop=True, contrast="none"):
     for which it is rejected, as `read_photograph`, "no retina found" and "too small".
     """
     needed = round(OVERSAMPLING * size)
-    photograph, (width, height) = _decoded(data, name, max(needed, DETECTION // 2) if crop else needed)
+    photograph, (width, height) = _decoded(
+        data, name, max(needed, DETECTION // 2) if crop else needed
+    )
     box = 0, 0, *photograph.size
     if crop:
         factor = max(1, min(photograph.size) // DETECTION)
         small = np.asarray(photograph.reduce(factor))
-        box = tuple(min(factor * end, full) for end, full in zip(crop_box(small), 2 * box[2:], strict=True))
+        box = tuple(
+            min(factor * end, full) for end, full in zip(crop_box(small), 2 * box[2:], strict=True)
+        )
     by = round(width / photograph.width)  # 1, 2, 4 or 8 pixels of the photograph to a decoded one
-    whole = [min(end * by, full) for end, full in zip(box, (width, height, width, height), strict=True)]
+    whole = [
+        min(end * by, full) for end, full in zip(box, (width, height, width, height), strict=True)
+    ]
     longer = max(whole[2] - whole[0], whole[3] - whole[1])
     if crop and longer < size / 2:
         raise ValueError(
@@ -186,7 +213,9 @@ def extract(data, name, size, crop=True, contrast="none"):
     box = tuple(end / by for end in whole)
     prepared = _cut(photograph, box, size)
     if np.ptp(prepared) < VARIES:
-        raise ValueError(f"no retina found: the frame varies by {np.ptp(prepared)} of 255 levels, {VARIES} needed")
+        raise ValueError(
+            f"no retina found: the frame varies by {np.ptp(prepared)} of 255 levels, {VARIES} needed"
+        )
     return graham(prepared) if contrast == "graham" else prepared, whole, (width, height)
 
 
@@ -222,10 +251,15 @@ def prepare_photograph(name, path, mask, out, size, crop, contrast, format):
     except ValueError as error:
         return record | {"reason": str(error)}
     if mask:
-        save = partial(Image.fromarray(cut_mask(bits, box, size)).save, format="png", compress_level=1)
+        save = partial(
+            Image.fromarray(cut_mask(bits, box, size)).save, format="png", compress_level=1
+        )
         paths.write(out / "masks" / f"{name}.png", save)
     photograph, levels = Image.fromarray(prepared), np.arange(256)
-    paths.write(out / "images" / f"{name}.{format}", partial(photograph.save, format=format, **FORMATS[format]))
+    paths.write(
+        out / "images" / f"{name}.{format}",
+        partial(photograph.save, format=format, **FORMATS[format]),
+    )
     counts = np.reshape(photograph.histogram(), (3, 256))
     sums, squares = (counts @ levels).tolist(), (counts @ levels**2).tolist()
     return record | {"box": box, "width": width, "height": height, "sums": sums, "squares": squares}

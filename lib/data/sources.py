@@ -79,7 +79,14 @@ def retinamnist(size=28):
     if size not in RETINAMNIST:
         raise ValueError(f"size is {size}; RetinaMNIST is here read in 28 and 224 pixels")
     name, md5 = RETINAMNIST[size]
-    path = next((p for p in (paths.dataset(f"medmnist/{name}"), Path.home() / ".medmnist" / name) if p.exists()), None)
+    path = next(
+        (
+            p
+            for p in (paths.dataset(f"medmnist/{name}"), Path.home() / ".medmnist" / name)
+            if p.exists()
+        ),
+        None,
+    )
     if path is None:
         raise FileNotFoundError(
             f"{name} is not on disk. To get it:\n"
@@ -99,7 +106,9 @@ def retinamnist(size=28):
     (beside / "train").mkdir()
     rows, arrays = [], np.load(path)
     for part in ("train", "val", "test"):
-        for i, (image, level) in enumerate(zip(arrays[f"{part}_images"], arrays[f"{part}_labels"][:, 0], strict=True)):
+        for i, (image, level) in enumerate(
+            zip(arrays[f"{part}_images"], arrays[f"{part}_labels"][:, 0], strict=True)
+        ):
             rows.append((f"{part}_{i:04d}", level, part))
             Image.fromarray(image).save(beside / "train" / f"{rows[-1][0]}.png", compress_level=1)
     return _tabled(raw, beside, rows, ["image", "level", "part"])
@@ -132,11 +141,19 @@ def idrid(lesions=False, path=""):
             f"no IDRiD in {home}: put `B. Disease Grading`, and `A. Segmentation` for lesions, from "
             "https://ieee-dataport.org/open-access/indian-diabetic-retinopathy-image-dataset-idrid there"
         )
-    levels = {_part(table): pd.read_csv(table, index_col=0)["Retinopathy grade"].to_dict() for table in tables}
+    levels = {
+        _part(table): pd.read_csv(table, index_col=0)["Retinopathy grade"].to_dict()
+        for table in tables
+    }
     graded = {}
     for file in sorted(home.rglob("*IDRiD_[0-9][0-9][0-9].jpg")):
-        graded.setdefault((_part(file), file.stem[-9:]), file)  # `C. Localization` has the same photographs again
-    rows = [(f"{part}_{name}", levels[part].get(name, ""), part, file) for (part, name), file in graded.items()]
+        graded.setdefault(
+            (_part(file), file.stem[-9:]), file
+        )  # `C. Localization` has the same photographs again
+    rows = [
+        (f"{part}_{name}", levels[part].get(name, ""), part, file)
+        for (part, name), file in graded.items()
+    ]
     raw = paths.RAW / ("idrid-lesions" if lesions else "idrid")
     beside = _emptied(raw)
     if lesions:
@@ -155,7 +172,9 @@ def _with_lesions(rows, home, masks, before):
     thumbnails = np.array([_thumbnail(row[3]) for row in rows])
     files = {path.stem: path for path in home.rglob("IDRiD_[0-9][0-9]_[A-Z][A-Z].*")}
     if not files:
-        raise FileNotFoundError(f"no lesion masks in {home}: put `A. Segmentation` of IDRiD there, or lesions=False")
+        raise FileNotFoundError(
+            f"no lesion masks in {home}: put `A. Segmentation` of IDRiD there, or lesions=False"
+        )
     held_out, twins = [], set(SAME_EYE)
     for photograph in sorted(home.rglob("IDRiD_[0-9][0-9].jpg")):
         distance = np.abs(thumbnails - _thumbnail(photograph)).mean((1, 2))
@@ -211,7 +230,9 @@ def imagenet_boxes(path):
     """
     path = Path(path).expanduser()
     if not path.exists():
-        raise FileNotFoundError(f"no boxes at {path}: give LOC_val_solution.csv or the folder of ILSVRC's XML files")
+        raise FileNotFoundError(
+            f"no boxes at {path}: give LOC_val_solution.csv or the folder of ILSVRC's XML files"
+        )
     rows = _boxes_of_xml(path) if path.is_dir() else _boxes_of_csv(path)
     mapping = path.parent / "LOC_synset_mapping.txt"
     wnids = sorted({wnid for _, wnid, _ in rows})
@@ -224,7 +245,9 @@ def imagenet_boxes(path):
     for name, wnid, (x0, y0, x1, y1) in rows:
         label, instances = boxes.setdefault(name, (wnids.index(wnid), []))
         if label != wnids.index(wnid):
-            raise ValueError(f"{name} in {path} has boxes of two classes, {wnids[label]} and {wnid}; ILSVRC has one")
+            raise ValueError(
+                f"{name} in {path} has boxes of two classes, {wnids[label]} and {wnid}; ILSVRC has one"
+            )
         instances.append((x0, y0, x1 + 1, y1 + 1))
     return boxes
 
@@ -245,7 +268,10 @@ def _boxes_of_xml(folder):
     for file in sorted(folder.glob("*.xml")):
         try:
             for thing in ElementTree.parse(file).iter("object"):
-                corners = (int(thing.findtext(f"bndbox/{corner}")) for corner in ("xmin", "ymin", "xmax", "ymax"))
+                corners = (
+                    int(thing.findtext(f"bndbox/{corner}"))
+                    for corner in ("xmin", "ymin", "xmax", "ymax")
+                )
                 rows.append((file.stem, thing.findtext("name"), tuple(corners)))
         except (ElementTree.ParseError, TypeError, ValueError) as error:
             raise ValueError(f"{file} is not an ILSVRC annotation: {error}") from error

@@ -27,7 +27,9 @@ def interval(statistic, *arrays, samples=2000, level=0.95, seed=0):
     arrays = [np.asarray(array) for array in arrays]
     lengths = {len(array) for array in arrays}
     if len(lengths) != 1 or 0 in lengths:
-        raise ValueError(f"arrays of lengths {[len(array) for array in arrays]}: give one row for each photograph")
+        raise ValueError(
+            f"arrays of lengths {[len(array) for array in arrays]}: give one row for each photograph"
+        )
     if not 0 < level < 1:
         raise ValueError(f"level is {level}; give the share of the interval, as 0.95")
     n = lengths.pop()
@@ -47,11 +49,19 @@ def mcnemar(right_a, right_b):
     Against the majority answer, right_b is `grades == majority`. Raises ValueError for shapes that do not fit.
     """
     right_a, right_b = np.asarray(right_a), np.asarray(right_b)
-    if right_a.shape != right_b.shape or right_a.ndim != 1 or not right_a.dtype == right_b.dtype == bool:
+    if (
+        right_a.shape != right_b.shape
+        or right_a.ndim != 1
+        or not right_a.dtype == right_b.dtype == bool
+    ):
         raise ValueError(f"right answers {right_a.dtype} {right_a.shape} and {right_b.dtype} {right_b.shape}: "
                          "give bool (n,) twice")  # fmt: skip
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
-    return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0, only_a, only_b
+    return (
+        float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0,
+        only_a,
+        only_b,
+    )
 
 
 def operating_points(probabilities, grades, specificities=(0.87, 0.98)):
@@ -66,7 +76,9 @@ def operating_points(probabilities, grades, specificities=(0.87, 0.98)):
     probabilities, grades = checked(probabilities, grades)
     referable, rows = grades >= 2, []
     if 0 < referable.sum() < len(grades):
-        false, true, threshold = metrics.roc_curve(referable, probabilities[:, 2:].sum(1), drop_intermediate=False)
+        false, true, threshold = metrics.roc_curve(
+            referable, probabilities[:, 2:].sum(1), drop_intermediate=False
+        )
         for wanted in specificities:
             last = np.searchsorted(false, 1 - wanted + 1e-9, side="right") - 1
             rows.append((wanted, threshold[last], true[last], 1 - false[last]))
@@ -86,9 +98,13 @@ def temperature(scores, labels):
     scores, labels = checked(scores, labels)
 
     def loss(log_temperature):
-        return -log_softmax(scores / np.exp(log_temperature), 1)[np.arange(len(labels)), labels].mean()
+        return -log_softmax(scores / np.exp(log_temperature), 1)[
+            np.arange(len(labels)), labels
+        ].mean()
 
-    found = minimize_scalar(loss, bounds=np.log(TEMPERATURES), method="bounded", options={"xatol": 1e-6})
+    found = minimize_scalar(
+        loss, bounds=np.log(TEMPERATURES), method="bounded", options={"xatol": 1e-6}
+    )
     return float(np.exp(found.x))
 
 
@@ -104,7 +120,9 @@ def calibration_error(probabilities, labels, bins=15):
     if probabilities.min() < 0 or not np.allclose(probabilities.sum(1), 1, atol=1e-3):
         raise ValueError(f"probabilities go from {probabilities.min():g} to {probabilities.max():g} and must add up to "
                          "1 in each row: take the softmax of the scores first")  # fmt: skip
-    answers = pd.DataFrame({"confidence": probabilities.max(1), "accuracy": probabilities.argmax(1) == labels})
+    answers = pd.DataFrame(
+        {"confidence": probabilities.max(1), "accuracy": probabilities.argmax(1) == labels}
+    )
     edges = np.linspace(0, 1, bins + 1)
     groups = answers.groupby(np.clip(np.searchsorted(edges, answers.confidence) - 1, 0, bins - 1))
     table = groups.mean().assign(count=groups.size()).reindex(range(bins))
@@ -124,4 +142,8 @@ def medmnist_auc(probabilities, labels):
     counts = np.bincount(labels, minlength=probabilities.shape[1])
     if not counts.all() or len(counts) < 2:
         return None
-    return float(np.mean([metrics.roc_auc_score(labels == c, probabilities[:, c]) for c in range(len(counts))]))
+    return float(
+        np.mean(
+            [metrics.roc_auc_score(labels == c, probabilities[:, c]) for c in range(len(counts))]
+        )
+    )

@@ -40,13 +40,23 @@ def _patched(images, patch):
     try:
         return patch.expand_as(images)
     except RuntimeError:
-        raise ValueError(f"patch {tuple(patch.shape)} does not broadcast to images {tuple(images.shape)}") from None
+        raise ValueError(
+            f"patch {tuple(patch.shape)} does not broadcast to images {tuple(images.shape)}"
+        ) from None
 
 
 @torch.no_grad()
 def _curves(network, before, after, maps, classes, steps, batch_size):
-    maps, classes, pixels = torch.as_tensor(maps).detach().cpu(), torch.as_tensor(classes).cpu(), before[0, 0].numel()
-    if maps.shape != before[:, 0].shape or classes.shape != before.shape[:1] or not maps.isfinite().all():
+    maps, classes, pixels = (
+        torch.as_tensor(maps).detach().cpu(),
+        torch.as_tensor(classes).cpu(),
+        before[0, 0].numel(),
+    )
+    if (
+        maps.shape != before[:, 0].shape
+        or classes.shape != before.shape[:1]
+        or not maps.isfinite().all()
+    ):
         raise ValueError(f"maps {tuple(maps.shape)}, which must be finite, and classes {tuple(classes.shape)} do not "
                          f"fit images {tuple(before.shape)}: give (B, H, W) and (B,)")  # fmt: skip
     if not 1 <= steps <= pixels:
@@ -56,7 +66,9 @@ def _curves(network, before, after, maps, classes, steps, batch_size):
     rank = order.argsort(1).view(maps.shape)[:, None]
     device, curves = next(network.parameters()).device, []
     with cam.evaluating(network):
-        for a, b, place, wanted in zip(*(t.split(batch_size) for t in (before, after, rank, classes)), strict=True):
+        for a, b, place, wanted in zip(
+            *(t.split(batch_size) for t in (before, after, rank, classes)), strict=True
+        ):
             a, b, place = a.to(device), b.to(device), place.to(device)
             moved = (torch.where(place < k * pixels // steps, b, a) for k in range(steps + 1))
             answers = torch.stack([network(x).softmax(1) for x in moved], 2).cpu()
@@ -64,7 +76,9 @@ def _curves(network, before, after, maps, classes, steps, batch_size):
             curves.append(answers[torch.arange(len(wanted)), wanted])
     curves = torch.cat(curves)
     if not curves.isfinite().all():
-        raise ValueError(f"{type(network).__name__} answers with NaN or infinite values; look at its weights")
+        raise ValueError(
+            f"{type(network).__name__} answers with NaN or infinite values; look at its weights"
+        )
     return curves, torch.trapezoid(curves, dx=1 / steps)
 
 
@@ -76,7 +90,9 @@ def random_map(images, generator):
 def edges(images):
     """The edges (B, H, W) of the images' mean channel, Sobel's gradient magnitude: a map that knows no network."""
     grey = images.detach().cpu().mean(1).numpy()
-    return torch.from_numpy(np.stack([np.hypot(ndimage.sobel(image, 0), ndimage.sobel(image, 1)) for image in grey]))
+    return torch.from_numpy(
+        np.stack([np.hypot(ndimage.sobel(image, 0), ndimage.sobel(image, 1)) for image in grey])
+    )
 
 
 def similarity(maps, others, where=None):
@@ -85,13 +101,22 @@ def similarity(maps, others, where=None):
     `where` (B, H, W) bool: the pixels that count, as the retina's; on the black frame all maps are alike. A map
     without structure is like nothing, 0; an image whose own map has none is left out, and NaN if all are.
     """
-    maps, others = (np.asarray(map.detach().cpu() if torch.is_tensor(map) else map, float) for map in (maps, others))
+    maps, others = (
+        np.asarray(map.detach().cpu() if torch.is_tensor(map) else map, float)
+        for map in (maps, others)
+    )
     where = np.ones(maps.shape, bool) if where is None else np.asarray(where, bool)
     if maps.ndim != 3 or not maps.shape == others.shape == where.shape:
-        raise ValueError(f"maps {maps.shape}, others {others.shape}, where {where.shape}: all must be (B, H, W)")
+        raise ValueError(
+            f"maps {maps.shape}, others {others.shape}, where {where.shape}: all must be (B, H, W)"
+        )
     if not (np.isfinite(maps).all() and np.isfinite(others).all()):
-        raise ValueError("the maps hold NaN or infinite values; look at the network's weights and the images")
-    pairs = [(map[inside], other[inside]) for map, other, inside in zip(maps, others, where, strict=True)]
+        raise ValueError(
+            "the maps hold NaN or infinite values; look at the network's weights and the images"
+        )
+    pairs = [
+        (map[inside], other[inside]) for map, other, inside in zip(maps, others, where, strict=True)
+    ]
     found = []
     for part in (np.abs, lambda values: values.clip(min=0)):
         structured = [(part(a), part(b)) for a, b in pairs if np.ptp(part(a)) > 0]
@@ -110,8 +135,12 @@ def sanity(network, images, explain, where=None, seed=0):
     the images further on, which must not be the same eye. See `passes`.
     Raises ValueError for fewer than two images, a network without weights or with weights that cannot be reset.
     """
-    layers = [name for name, module in network.named_modules() if list(module.parameters(recurse=False))]
-    fixed = [name for name in layers if not hasattr(network.get_submodule(name), "reset_parameters")]
+    layers = [
+        name for name, module in network.named_modules() if list(module.parameters(recurse=False))
+    ]
+    fixed = [
+        name for name in layers if not hasattr(network.get_submodule(name), "reset_parameters")
+    ]
     if fixed or not layers or len(images) < 2:
         raise ValueError(f"{type(network).__name__} has {len(layers)} layers with weights, of which {fixed} have no "
                          f"reset_parameters, and there are {len(images)} images: give layers, all with it, and 2 "
@@ -125,7 +154,9 @@ def sanity(network, images, explain, where=None, seed=0):
             torch.manual_seed(1_000 * seed + depth)
             randomised.get_submodule(name).reset_parameters()
         rows.append((name, *similarity(maps, explain(randomised, images), where), *chance))
-    return pd.DataFrame(rows, columns=["layer", "absolute", "positive", "chance_absolute", "chance_positive"])
+    return pd.DataFrame(
+        rows, columns=["layer", "absolute", "positive", "chance_absolute", "chance_positive"]
+    )
 
 
 def passes(table, level=0.25):
@@ -137,4 +168,7 @@ def passes(table, level=0.25):
     class: that shows in the table's first row, where only the class kernels are random.
     """
     last = table.iloc[-1]
-    return all(last[part] < (1 - level) * last[f"chance_{part}"] + level for part in ("absolute", "positive"))
+    return all(
+        last[part] < (1 - level) * last[f"chance_{part}"] + level
+        for part in ("absolute", "positive")
+    )

@@ -23,7 +23,8 @@ def grading(probabilities, grades, predicted=None):
     confusion = metrics.confusion_matrix(grades, predicted, labels=labels)
     counts = confusion.sum(1)
     recall = [
-        row[grade] / count if count else None for grade, (row, count) in enumerate(zip(confusion, counts, strict=True))
+        row[grade] / count if count else None
+        for grade, (row, count) in enumerate(zip(confusion, counts, strict=True))
     ]
     constant = confusion.diagonal().max() == len(grades)
     referable = grades >= 2
@@ -32,8 +33,12 @@ def grading(probabilities, grades, predicted=None):
         "accuracy": metrics.accuracy_score(grades, predicted),
         "majority_rate": counts.max() / counts.sum(),
         "balanced_accuracy": float(np.mean([share for share in recall if share is not None])),
-        "kappa": None if constant else metrics.cohen_kappa_score(grades, predicted, labels=labels, weights="quadratic"),
-        "auc_referable": None if one_side else metrics.roc_auc_score(referable, probabilities[:, 2:].sum(1)),
+        "kappa": None
+        if constant
+        else metrics.cohen_kappa_score(grades, predicted, labels=labels, weights="quadratic"),
+        "auc_referable": None
+        if one_side
+        else metrics.roc_auc_score(referable, probabilities[:, 2:].sum(1)),
         "recall": recall,
         "confusion": confusion.tolist(),
     }
@@ -43,9 +48,13 @@ def checked(values, labels):
     """Scores or probabilities (n, N) float64 and labels (n,) int; raises ValueError for what `grading` cannot take."""
     values, labels = np.asarray(values, float), np.asarray(labels)
     if values.ndim != 2 or labels.shape != values.shape[:1] or not len(labels):
-        raise ValueError(f"{values.shape} for labels {labels.shape} do not fit: give (n, N) and (n,), n > 0")
+        raise ValueError(
+            f"{values.shape} for labels {labels.shape} do not fit: give (n, N) and (n,), n > 0"
+        )
     if not np.isfinite(values).all():
-        raise ValueError(f"row {int(np.argmin(np.isfinite(values).all(1)))} of the scores holds NaN or infinite values")
+        raise ValueError(
+            f"row {int(np.argmin(np.isfinite(values).all(1)))} of the scores holds NaN or infinite values"
+        )
     if not np.isin(labels, range(values.shape[1])).all():
         raise ValueError(f"labels {np.unique(labels)} must lie in 0..{values.shape[1] - 1}")
     return values, labels.astype(int)
@@ -75,7 +84,9 @@ def _pair(response, mask):
     if response.shape != mask.shape or response.ndim != 2:
         raise ValueError(f"response {response.shape} and mask {mask.shape} must both be (H, W)")
     if not np.isfinite(response).all():
-        raise ValueError("the response holds NaN or infinite values; look at the network's weights and the image")
+        raise ValueError(
+            "the response holds NaN or infinite values; look at the network's weights and the image"
+        )
     return response, mask
 
 
@@ -108,7 +119,9 @@ def localisation_error(predicted, boxes, labels, true_boxes):
 
 def known_class_accuracy(boxes, true_boxes):
     """GT-known localisation: the share of boxes (n, 4), of the labelled class' maps, which fit an instance."""
-    return float(np.mean([_fits(box, instances) for box, instances in zip(boxes, true_boxes, strict=True)]))
+    return float(
+        np.mean([_fits(box, instances) for box, instances in zip(boxes, true_boxes, strict=True)])
+    )
 
 
 def max_box_accuracy(maps, true_boxes, thresholds):
@@ -134,7 +147,9 @@ def strong(response, threshold):
     outside [0, 1] and for a response with NaN.
     """
     if not 0 <= threshold <= 1:
-        raise ValueError(f"threshold is {threshold}; give a share of the maximum, 0 <= threshold <= 1")
+        raise ValueError(
+            f"threshold is {threshold}; give a share of the maximum, 0 <= threshold <= 1"
+        )
     if response.isnan().any():
         raise ValueError("the response holds NaN; look at the network's weights and the images")
     return (response > 0) & (response >= threshold * response.amax((1, 2), keepdim=True))
@@ -158,7 +173,9 @@ def accuracy_with_and_without(network, images, labels, mask, patch, batch_size=2
                          f"{tuple(images.shape)}: give (B, H, W) and (B,)")  # fmt: skip
     device, right = next(network.parameters()).device, torch.zeros(2)
     with cam.evaluating(network):
-        for x, label, inside in zip(*(t.split(batch_size) for t in (images, labels, mask[:, None])), strict=True):
+        for x, label, inside in zip(
+            *(t.split(batch_size) for t in (images, labels, mask[:, None])), strict=True
+        ):
             for i, kept in enumerate((inside, ~inside)):
                 scores = network(torch.where(kept, x, patch).to(device))
                 right[i] += (scores.argmax(1).cpu() == label).sum()

@@ -37,14 +37,22 @@ def scored(response, masks, retina, tolerance=0):
     response, retina = np.asarray(response, float), np.asarray(retina, bool)
     lesions = [mask for lesion, mask in masks.items() if lesion != DISC]
     if not lesions:
-        raise ValueError(f"masks of {list(masks)} hold no lesion: prepare photographs whose lesions are known")
-    if not {np.shape(mask) for mask in (retina, *masks.values())} == {response.shape} or not retina.any():
+        raise ValueError(
+            f"masks of {list(masks)} hold no lesion: prepare photographs whose lesions are known"
+        )
+    if (
+        not {np.shape(mask) for mask in (retina, *masks.values())} == {response.shape}
+        or not retina.any()
+    ):
         raise ValueError(f"response {response.shape}, retina {retina.shape} of {retina.sum()} pixels and masks "
                          f"{[np.shape(mask) for mask in masks.values()]}: all (H, W), and some retina")  # fmt: skip
     rows = []
     for lesion, mask in {"any lesion": np.any(lesions, 0), **masks}.items():
         if (found := widened(mask, tolerance) & retina).any():
-            hit, inside = scores.pointing_game(response, found), scores.share_inside(response, found)
+            hit, inside = (
+                scores.pointing_game(response, found),
+                scores.share_inside(response, found),
+            )
             precision = average_precision_score(found[retina], response[retina])
             rows.append((lesion, hit, inside, precision, found.sum() / retina.sum()))
     return pd.DataFrame(rows, columns=["lesion", "pointing", "inside", "precision", "chance"])
@@ -72,11 +80,15 @@ def grade_matrix(grade_maps, responses, masks, grades=5):
         grade_map, response = np.asarray(grade_map), np.asarray(response, float)
         for lesion, mask in kinds.items():
             if np.shape(mask) != response.shape:
-                raise ValueError(f"the mask {np.shape(mask)} of {lesion} does not fit the response {response.shape}")
+                raise ValueError(
+                    f"the mask {np.shape(mask)} of {lesion} does not fit the response {response.shape}"
+                )
             totals[lesion] = totals.get(lesion, 0) + _sums(grade_map[mask], response[mask], grades)
         totals["everywhere"] = totals.get("everywhere", 0) + _sums(grade_map, response, grades)
     totals["everywhere"] = totals.pop("everywhere")
-    tables = (pd.DataFrame({lesion: sums[i] for lesion, sums in totals.items()}).T for i in range(2))
+    tables = (
+        pd.DataFrame({lesion: sums[i] for lesion, sums in totals.items()}).T for i in range(2)
+    )
     return tuple(table.div(table.sum(axis=1), axis=0) for table in tables)
 
 
@@ -84,9 +96,13 @@ def _sums(grade_map, response, grades):
     """(2, grades): the positive response whose dominant grade is each, and its pixels."""
     grade_map, response = np.asarray(grade_map).ravel(), np.asarray(response, float).ravel()
     if grade_map.shape != response.shape or not np.isfinite(response).all():
-        raise ValueError(f"grades of {grade_map.size} pixels for {response.size} responses, which must be finite")
+        raise ValueError(
+            f"grades of {grade_map.size} pixels for {response.size} responses, which must be finite"
+        )
     if grade_map.size and not 0 <= grade_map.min() <= grade_map.max() < grades:
-        raise ValueError(f"dominant grades from {grade_map.min()} to {grade_map.max()}, but grades 0..{grades - 1}")
+        raise ValueError(
+            f"dominant grades from {grade_map.min()} to {grade_map.max()}, but grades 0..{grades - 1}"
+        )
     grade, positive = grade_map[response > 0], response[response > 0]
     return np.stack([np.bincount(grade, positive, grades), np.bincount(grade, minlength=grades)])
 
@@ -103,7 +119,9 @@ def agreement(grade_maps, responses, predicted, grades=5):
         np.asarray(predicted),
     )
     if predicted.shape != most.shape:
-        raise ValueError(f"{len(most)} maps for {predicted.shape} predicted grades: give one for each photograph")
+        raise ValueError(
+            f"{len(most)} maps for {predicted.shape} predicted grades: give one for each photograph"
+        )
     chance = sum((most == grade).mean() * (predicted == grade).mean() for grade in range(grades))
     return float((most == predicted).mean()), float(chance)
 
@@ -137,7 +155,9 @@ def attentive_regions(R, n=3):
     for i in np.argsort(-sums, kind="stable")[:n]:
         (rows, columns), (y, x) = places[i], ndimage.center_of_mass(smooth, parts, i + 1)
         box = columns.start, rows.start, columns.stop, rows.stop
-        regions.append(Region(box, (float(x) + 0.5, float(y) + 0.5), float(sums[i] / positive.sum())))
+        regions.append(
+            Region(box, (float(x) + 0.5, float(y) + 0.5), float(sums[i] / positive.sum()))
+        )
     return regions
 
 

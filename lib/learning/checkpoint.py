@@ -20,9 +20,15 @@ def claim(out, settings):
         found = None
     if found == settings:
         return ""
-    if isinstance(found, dict) and (out / "checkpoint.pt").exists() and not (out / "weights.safetensors").exists():
+    if (
+        isinstance(found, dict)
+        and (out / "checkpoint.pt").exists()
+        and not (out / "weights.safetensors").exists()
+    ):
         pairs = {name: (found.get(name), settings.get(name)) for name in sorted(found | settings)}
-        changed = ", ".join(f"{name} {old!r} -> {new!r}" for name, (old, new) in pairs.items() if old != new)
+        changed = ", ".join(
+            f"{name} {old!r} -> {new!r}" for name, (old, new) in pairs.items() if old != new
+        )
         return (f"{out} holds an unfinished run with other settings: {changed}. Set them back to continue it; to begin "
                 "anew, delete the folder or choose another run name")  # fmt: skip
     if out.exists():
@@ -64,12 +70,18 @@ def load(network, folder, notebook):
     """
     path = Path(folder) / "weights.safetensors"
     if not path.exists():
-        raise FileNotFoundError(f"no finished training in {folder}: run notebook {notebook} first, with this run name")
+        raise FileNotFoundError(
+            f"no finished training in {folder}: run notebook {notebook} first, with this run name"
+        )
     try:
         network.load_state_dict(load_file(path))
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}): delete {folder} and run notebook {notebook} again") from error
+        raise ValueError(
+            f"{path} is damaged ({error}): delete {folder} and run notebook {notebook} again"
+        ) from error
     except RuntimeError as error:
         lines = " ".join(str(error).splitlines()[1:3])
-        raise ValueError(f"the weights in {folder} are not a {type(network).__name__}'s: {lines}") from error
+        raise ValueError(
+            f"the weights in {folder} are not a {type(network).__name__}'s: {lines}"
+        ) from error
     return network.eval(), json.loads((Path(folder) / "config.json").read_text())

@@ -84,7 +84,9 @@ def answers(scores, loss="cross-entropy", cuts=None):
     if cuts is None and loss != "expected-grade":
         return p.argmax(1)
     halves = torch.arange(1, p.shape[1]) - 0.5
-    return torch.bucketize(expectation(p), (halves if cuts is None else torch.as_tensor(cuts)).to(p), right=True)
+    return torch.bucketize(
+        expectation(p), (halves if cuts is None else torch.as_tensor(cuts)).to(p), right=True
+    )
 
 
 def kappa(answered, grades):
@@ -108,14 +110,18 @@ def thresholds(expected, grades, classes=5):
     """
     expected, grades = np.asarray(expected, float), np.asarray(grades, float)
     if expected.shape != grades.shape or not np.isfinite(expected).all():
-        raise ValueError(f"expected grades {expected.shape} must be finite and as many as the grades {grades.shape}")
+        raise ValueError(
+            f"expected grades {expected.shape} must be finite and as many as the grades {grades.shape}"
+        )
     if len(np.unique(grades)) < 2:
         raise ValueError(
             f"all {len(grades)} grades are {grades[:1]}: kappa needs two, so no cut is better than another"
         )
     order, answer = np.argsort(expected), np.arange(classes)
     values, places = np.unique(expected[order], return_index=True)
-    places = np.append(places, len(expected))  # where a cut may lie: before every new value, and behind the last
+    places = np.append(
+        places, len(expected)
+    )  # where a cut may lie: before every new value, and behind the last
     wrong = np.cumsum(np.vstack([0 * answer, (grades[order, None] - answer) ** 2]), axis=0)[places]
     chance = places[:, None] * ((answer - grades.mean()) ** 2 + grades.var())
     ratio, lower = np.inf, 1.0
@@ -126,7 +132,9 @@ def thresholds(expected, grades, classes=5):
         for k in answer[1:]:
             change = best - cost[:, k]
             least = np.minimum.accumulate(change)
-            before.append(np.maximum.accumulate(np.where(change == least, np.arange(len(places)), 0)))
+            before.append(
+                np.maximum.accumulate(np.where(change == least, np.arange(len(places)), 0))
+            )
             best = cost[:, k] + least
         ends = [len(places) - 1]
         for where in reversed(before):

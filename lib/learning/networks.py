@@ -77,7 +77,9 @@ class _Residual(nn.Module):
     def __init__(self, channels):
         super().__init__()
         first, second = (nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(2))
-        self.steps = nn.Sequential(first, nn.BatchNorm2d(channels), nn.ReLU(), second, nn.BatchNorm2d(channels))
+        self.steps = nn.Sequential(
+            first, nn.BatchNorm2d(channels), nn.ReLU(), second, nn.BatchNorm2d(channels)
+        )
         self.relu = nn.ReLU()
 
     def forward(self, x):
@@ -107,8 +109,12 @@ class PretrainedSequencer(RadiomicSequencer):
         nn.Module.__init__(self)
         self.config = {"classes": classes, "layers": layers}
         self.features = models.squeezenet1_1(weights=None).features[:layers]
-        channels = [m.out_channels for m in self.features.modules() if isinstance(m, nn.Conv2d)][-2:]
-        self.head = nn.Conv2d(sum(channels), classes, 1)  # a Fire module ends in two convolutions, side by side
+        channels = [m.out_channels for m in self.features.modules() if isinstance(m, nn.Conv2d)][
+            -2:
+        ]
+        self.head = nn.Conv2d(
+            sum(channels), classes, 1
+        )  # a Fire module ends in two convolutions, side by side
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
@@ -156,7 +162,9 @@ def with_gap(network, classes, kernels=1024):
                          "max-pooling, then fully connected layers")  # fmt: skip
     last = next(layer for layer in reversed(features) if isinstance(layer, nn.Conv2d))
     head = [nn.Conv2d(last.out_channels, kernels, 3, padding=1), nn.ReLU()]
-    return nn.Sequential(*features[:-1], *head, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(kernels, classes))
+    return nn.Sequential(
+        *features[:-1], *head, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(kernels, classes)
+    )
 
 
 def imagenet(architecture, weights=""):
@@ -169,13 +177,25 @@ def imagenet(architecture, weights=""):
     silent for 10 s.
     """
     if architecture not in models.list_models(module=models):
-        raise ValueError(f"torchvision has no classification network {architecture!r}; try squeezenet1_1 or resnet18")
-    path = Path(weights).expanduser() if weights else paths.dataset(f"imagenet/{architecture}.safetensors")
+        raise ValueError(
+            f"torchvision has no classification network {architecture!r}; try squeezenet1_1 or resnet18"
+        )
+    path = (
+        Path(weights).expanduser()
+        if weights
+        else paths.dataset(f"imagenet/{architecture}.safetensors")
+    )
     if not path.exists() and not weights:
         return _downloaded(architecture), "torchvision's download"
     if not path.exists():
-        raise FileNotFoundError(f"no weights at {path}; leave `weights` empty to have them searched for and downloaded")
-    options = {"transform_input": True, "init_weights": False} if architecture in ("googlenet", "inception_v3") else {}
+        raise FileNotFoundError(
+            f"no weights at {path}; leave `weights` empty to have them searched for and downloaded"
+        )
+    options = (
+        {"transform_input": True, "init_weights": False}
+        if architecture in ("googlenet", "inception_v3")
+        else {}
+    )
     return filled(models.get_model(architecture, weights=None, **options), path), path.name
 
 
@@ -206,17 +226,27 @@ def filled(network, path):
     if not path.exists():
         raise FileNotFoundError(f"no weights at {path}")
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        state = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, "cpu", weights_only=True)
+        )
         network.load_state_dict(state)
     except Exception as error:
-        found, expected = (", ".join(map(str, list(keys)[:3])) for keys in (state, network.state_dict()))
+        found, expected = (
+            ", ".join(map(str, list(keys)[:3])) for keys in (state, network.state_dict())
+        )
         raise ValueError(f"{path.name} does not fit {type(network).__name__} ({type(error).__name__}): it holds "
                          f"{found or 'nothing readable'}, ... instead of {expected}, ...") from error  # fmt: skip
     return network.eval()
 
 
 def _downloaded(architecture):
-    source, answer, timeout = next(iter(models.get_model_weights(architecture))), [], socket.getdefaulttimeout()
+    source, answer, timeout = (
+        next(iter(models.get_model_weights(architecture))),
+        [],
+        socket.getdefaulttimeout(),
+    )
 
     def ask():
         try:

@@ -80,14 +80,29 @@ def fit(
     parts = {"network": network, "optimiser": optimiser, "schedule": schedule}
     history, best = resume(out / "checkpoint.pt", parts, fabric.device)
     if history and fabric.is_global_zero:
-        print(f"continues after epoch {len(history)} of {epochs}" if len(history) < epochs else "already trained")
+        print(
+            f"continues after epoch {len(history)} of {epochs}"
+            if len(history) < epochs
+            else "already trained"
+        )
     model, optimiser = fabric.setup(torch.compile(network) if compile else network, optimiser)
 
     for epoch in range(len(history) + 1, epochs + 1):
-        share = batches(len(train), batch_size, seed, epoch, grades, fabric.global_rank, fabric.world_size)
+        share = batches(
+            len(train), batch_size, seed, epoch, grades, fabric.global_rank, fabric.world_size
+        )
         with _memory_named(settings):
             mean, seconds, waited = _one_epoch(
-                fabric, model, objective, optimiser, schedule, train, share, accumulate, workers, epoch
+                fabric,
+                model,
+                objective,
+                optimiser,
+                schedule,
+                train,
+                share,
+                accumulate,
+                workers,
+                epoch,
             )
         scores, labels = _predicted(fabric, network, val, len(share[0]), workers)
         losses, terms = objective(scores, labels)
@@ -101,12 +116,17 @@ def fit(
             raise ValueError(
                 f"epoch {epoch}: loss {mean:g}, then val loss {row['val_loss']}; lower learning_rate. {KEPT}"
             )
-        if select == "kappa" and row["val_kappa"] > max((old["val_kappa"] for old in history), default=-math.inf):
+        if select == "kappa" and row["val_kappa"] > max(
+            (old["val_kappa"] for old in history), default=-math.inf
+        ):
             best = {name: value.clone() for name, value in network.state_dict().items()}
         history.append(row)
         if fabric.is_global_zero:
             report(history) if report else print(LINE.format(**row))
-            states = {name: part.state_dict() for name, part in parts.items()} | {"history": history, "best": best}
+            states = {name: part.state_dict() for name, part in parts.items()} | {
+                "history": history,
+                "best": best,
+            }
             paths.write(out / "checkpoint.pt", lambda path, states=states: torch.save(states, path))
 
     if best:
@@ -129,7 +149,10 @@ def fit_head(network, train, val, out, *, strengths=(0.01, 0.03, 0.1), config=No
     the standardisation of the sequences is taken into W and b. Leaves in `out` what `fit` leaves, but no checkpoint,
     and returns a history of one row. Raises ValueError for an unfinished run in `out`.
     """
-    out, settings = Path(out), {"strengths": list(strengths), "network": type(network).__name__, **(config or {})}
+    out, settings = (
+        Path(out),
+        {"strengths": list(strengths), "network": type(network).__name__, **(config or {})},
+    )
     if refusal := claim(out, settings):
         raise ValueError(refusal)
     network.to(device).eval()
@@ -138,7 +161,9 @@ def fit_head(network, train, val, out, *, strengths=(0.01, 0.03, 0.1), config=No
     folds = StratifiedGroupKFold(5, shuffle=True, random_state=0).split(sequences, grades, groups)
     steps = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
     grid = {"logisticregression__C": list(strengths)}
-    search = GridSearchCV(steps, grid, scoring="neg_log_loss", cv=list(folds)).fit(sequences, grades)
+    search = GridSearchCV(steps, grid, scoring="neg_log_loss", cv=list(folds)).fit(
+        sequences, grades
+    )
     scaler, model = (step for _, step in search.best_estimator_.steps)
     weight = model.coef_ / scaler.scale_
     with torch.no_grad():
@@ -146,8 +171,15 @@ def fit_head(network, train, val, out, *, strengths=(0.01, 0.03, 0.1), config=No
         network.head.bias.copy_(torch.from_numpy(model.intercept_ - weight @ scaler.mean_))
     scores, labels = predict(network, val, device)
     answers = scores.argmax(1)
-    row = {"epoch": 1, "loss": -search.best_score_, "val_loss": functional.cross_entropy(scores, labels).item()}
-    row |= {"val_accuracy": (answers == labels).float().mean().item(), "val_kappa": objectives.kappa(answers, labels)}
+    row = {
+        "epoch": 1,
+        "loss": -search.best_score_,
+        "val_loss": functional.cross_entropy(scores, labels).item(),
+    }
+    row |= {
+        "val_accuracy": (answers == labels).float().mean().item(),
+        "val_kappa": objectives.kappa(answers, labels),
+    }
     return keep(network, [row | {"C": model.C, "kept": True}], out)
 
 
@@ -156,12 +188,16 @@ def _sequences(network, train, device):
     """The radiomic sequences (2n, K) of a dataset and of its mirror images, and the grades (2n,), as arrays."""
     found = []
     for images, labels in _arriving(DataLoader(train, 16), train, device):
-        found.append([network.sequence(images).cpu(), network.sequence(images.flip(3)).cpu(), labels.cpu()])
+        found.append(
+            [network.sequence(images).cpu(), network.sequence(images.flip(3)).cpu(), labels.cpu()]
+        )
     plain, mirrored, labels = (torch.cat(part).numpy() for part in zip(*found, strict=True))
     return np.concatenate([plain, mirrored]), np.tile(labels, 2)
 
 
-def _one_epoch(fabric, model, objective, optimiser, schedule, train, share, accumulate, workers, epoch):
+def _one_epoch(
+    fabric, model, objective, optimiser, schedule, train, share, accumulate, workers, epoch
+):
     """One pass over this process' `share` of the batches: the mean loss of all, the seconds, and those it waited."""
     model.train()
     start, waited, sums = time.perf_counter(), 0.0, torch.zeros(2, dtype=torch.float64)
@@ -177,7 +213,9 @@ def _one_epoch(fabric, model, objective, optimiser, schedule, train, share, accu
 
         optimiser.zero_grad()
         losses, terms = [], 0
-        for x, y in (pieces := list(zip(images.chunk(accumulate), labels.chunk(accumulate), strict=True))):
+        for x, y in (
+            pieces := list(zip(images.chunk(accumulate), labels.chunk(accumulate), strict=True))
+        ):
             with fabric.no_backward_sync(model, enabled=len(losses) < len(pieces) - 1):
                 loss, weight = objective(model(x), y)
                 fabric.backward(loss.sum())
@@ -186,10 +224,17 @@ def _one_epoch(fabric, model, objective, optimiser, schedule, train, share, accu
         losses = torch.cat(losses)
         batch = fabric.all_reduce(torch.stack([losses.sum(), terms]), reduce_op="sum")
         if not batch.isfinite().all():
-            bad = [keys[i][1] for i in (~images.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()]
+            bad = [
+                keys[i][1]
+                for i in (~images.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
+            ]
             why = f"images {bad[:8]} of train are not finite" if bad else "lower learning_rate"
-            raise ValueError(f"epoch {epoch}, batch {number} of {len(share)}: loss {batch[0]:g}; {why}. {KEPT}")
-        for parameter in model.parameters():  # from the sum, averaged over processes, to the mean over the batch
+            raise ValueError(
+                f"epoch {epoch}, batch {number} of {len(share)}: loss {batch[0]:g}; {why}. {KEPT}"
+            )
+        for parameter in (
+            model.parameters()
+        ):  # from the sum, averaged over processes, to the mean over the batch
             if parameter.grad is not None:
                 parameter.grad *= fabric.world_size / batch[1]
         optimiser.step()
@@ -208,7 +253,9 @@ def batches(count, batch_size, seed, epoch, grades=None, rank=0, world=1):
     if grades is None:
         order = torch.randperm(count, generator=generator)
     else:
-        order = torch.multinomial(1 / grades.bincount()[grades], count, replacement=True, generator=generator)
+        order = torch.multinomial(
+            1 / grades.bincount()[grades], count, replacement=True, generator=generator
+        )
     seeds = torch.randint(2**62, (count,), generator=generator)
     keys = torch.stack([seeds, order], 1)
     return [batch[rank::world].tolist() for batch in keys.tensor_split(-(-count // batch_size))]
@@ -229,7 +276,10 @@ def _arriving(loader, dataset, device):
     """The batches of a loader on the device, images as float32."""
     for images, labels in loader:
         images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
-        yield dataset.normalise(images) if images.dtype == torch.uint8 else images, labels.to(device)
+        yield (
+            dataset.normalise(images) if images.dtype == torch.uint8 else images,
+            labels.to(device),
+        )
 
 
 @torch.no_grad()
@@ -239,8 +289,12 @@ def predict(network, dataset, device="cpu", batch_size=256, workers=0, only=None
     The network is left in evaluation mode.
     """
     network.eval()
-    arriving = _arriving(DataLoader(dataset, batch_size, sampler=only, num_workers=workers), dataset, device)
-    scores, labels = zip(*[(network(images).cpu(), labels.cpu()) for images, labels in arriving], strict=True)
+    arriving = _arriving(
+        DataLoader(dataset, batch_size, sampler=only, num_workers=workers), dataset, device
+    )
+    scores, labels = zip(
+        *[(network(images).cpu(), labels.cpu()) for images, labels in arriving], strict=True
+    )
     return torch.cat(scores), torch.cat(labels)
 
 
@@ -248,10 +302,14 @@ def _predicted(fabric, network, val, batch_size, workers):
     """`predict` with every process taking its share; all get the whole."""
     rank, world = fabric.global_rank, fabric.world_size
     if world > 1:
-        for buffer in filter(torch.is_floating_point, network.buffers()):  # running statistics: the processes' mean
+        for buffer in filter(
+            torch.is_floating_point, network.buffers()
+        ):  # running statistics: the processes' mean
             fabric.all_reduce(buffer)
     found = []
-    for part in predict(network, val, fabric.device, batch_size, workers, range(rank, len(val), world)):
+    for part in predict(
+        network, val, fabric.device, batch_size, workers, range(rank, len(val), world)
+    ):
         whole = part.new_zeros(len(val), *part.shape[1:])
         whole[rank::world] = part
         found.append(fabric.all_reduce(whole, reduce_op="sum").cpu())
@@ -296,6 +354,8 @@ def _memory_named(settings):
     except RuntimeError as error:
         if not re.search("out of memory|allocate memory|not enough memory", str(error)):
             raise
-        now = ", ".join(f"{name} {settings[name]}" for name in ("batch_size", "accumulate", "precision"))
+        now = ", ".join(
+            f"{name} {settings[name]}" for name in ("batch_size", "accumulate", "precision")
+        )
         raise MemoryError(f"out of memory with {now}: raise accumulate, lower batch_size or the photographs' size, or "
                           "give Fabric(precision='bf16-mixed')") from error  # fmt: skip

@@ -38,7 +38,12 @@ class _Watch(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        if self.z is None and isinstance(result, torch.Tensor) and result.ndim == 4 and result.shape[2:].numel() > 1:
+        if (
+            self.z is None
+            and isinstance(result, torch.Tensor)
+            and result.ndim == 4
+            and result.shape[2:].numel() > 1
+        ):
             self.f = result
         return result
 
@@ -49,20 +54,38 @@ class _Watch(TorchFunctionMode):
 def _head(network):
     weighted = [module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
     if not weighted:
-        raise ValueError(f"{type(network).__name__} has no linear or convolutional layer to take class weights from")
+        raise ValueError(
+            f"{type(network).__name__} has no linear or convolutional layer to take class weights from"
+        )
     return weighted[-1]
 
 
 def check(images):
     """Raise ValueError for images that are not finite floating point (B, C, H, W); warn where they look like 0..255."""
-    if not (torch.is_tensor(images) and images.ndim == 4 and images.is_floating_point() and images.numel()):
-        got = f"{images.dtype} {tuple(images.shape)}" if torch.is_tensor(images) else type(images).__name__
-        raise ValueError(f"images are {got}; give a floating point tensor (B, C, H, W), none of them 0")
+    if not (
+        torch.is_tensor(images)
+        and images.ndim == 4
+        and images.is_floating_point()
+        and images.numel()
+    ):
+        got = (
+            f"{images.dtype} {tuple(images.shape)}"
+            if torch.is_tensor(images)
+            else type(images).__name__
+        )
+        raise ValueError(
+            f"images are {got}; give a floating point tensor (B, C, H, W), none of them 0"
+        )
     low, high = images.aminmax()
     if not (low.isfinite() and high.isfinite()):
-        raise ValueError(f"images hold NaN or infinite values: they go from {low.item()} to {high.item()}")
+        raise ValueError(
+            f"images hold NaN or infinite values: they go from {low.item()} to {high.item()}"
+        )
     if low >= 0 and high > 100:
-        warnings.warn(f"images go up to {high.item():g}: normalise them as the network was trained", stacklevel=3)
+        warnings.warn(
+            f"images go up to {high.item():g}: normalise them as the network was trained",
+            stacklevel=3,
+        )
 
 
 def forward(network, images, context=None):
@@ -76,7 +99,9 @@ def forward(network, images, context=None):
     """
     check(images)
     head, name, watch = _head(network), type(network).__name__, _Watch()
-    first = next(module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv2d))
+    first = next(
+        module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv2d)
+    )
     if isinstance(first, nn.Conv2d) and first.in_channels != images.shape[1]:
         raise ValueError(f"images have {images.shape[1]} channel(s), {name} takes {first.in_channels}: convert grey or "
                          "RGBA photographs with Pillow's .convert('RGB')")  # fmt: skip
@@ -95,7 +120,11 @@ def forward(network, images, context=None):
     f, F, z = watch.f, watch.F, watch.z
     if torch.is_tensor(scores) and not scores.isfinite().all():
         broken = [key for key, value in network.state_dict().items() if not value.isfinite().all()]
-        cause = f"its weights {broken[0]} do" if broken else f"{scores.dtype} overflows: are the images normalised?"
+        cause = (
+            f"its weights {broken[0]} do"
+            if broken
+            else f"{scores.dtype} overflows: are the images normalised?"
+        )
         raise ValueError(f"{name}'s scores hold NaN or infinite values; {cause}")
     pooled = f is not None and z is not None and torch.is_tensor(scores)
     if pooled and z.ndim == 4 and z[0, 0].numel() > 1:
@@ -103,7 +132,11 @@ def forward(network, images, context=None):
         pooled = any(_close(response.mean((2, 3)), scores) for response in (z, z.clamp(min=0)))
     elif pooled:
         pooled = _close(f.mean((2, 3)), F.flatten(1)) and _close(z.flatten(1), scores)
-        z = functional.conv2d(f, head.weight.flatten(1)[:, :, None, None], head.bias) if pooled else None
+        z = (
+            functional.conv2d(f, head.weight.flatten(1)[:, :, None, None], head.bias)
+            if pooled
+            else None
+        )
     if not pooled:
         raise ValueError(f"{name}: the class scores for images {tuple(images.shape[2:])} are not one linear map of "
                          "globally averaged feature maps larger than 1x1, so no class activation map exists "
@@ -113,7 +146,9 @@ def forward(network, images, context=None):
 
 
 def _close(a, b):
-    return a.shape == b.shape and torch.allclose(a.float(), b.float(), rtol=1e-2, atol=1e-3 * b.abs().max().item())
+    return a.shape == b.shape and torch.allclose(
+        a.float(), b.float(), rtol=1e-2, atol=1e-3 * b.abs().max().item()
+    )
 
 
 def split(network):
@@ -135,7 +170,9 @@ def chosen(classes, count):
     """`classes` as a list of class indices below `count`; None means all. Raises ValueError out of range."""
     indices = list(range(count)) if classes is None else [operator.index(c) for c in classes]
     if wrong := [c for c in indices if not 0 <= c < count]:
-        raise ValueError(f"classes {wrong} out of range; the network has {count} classes, 0 to {count - 1}")
+        raise ValueError(
+            f"classes {wrong} out of range; the network has {count} classes, 0 to {count - 1}"
+        )
     return indices
 
 
@@ -166,7 +203,9 @@ def box(map, threshold=0.2):
     """
     values = np.asarray(map.detach().cpu().float() if torch.is_tensor(map) else map)
     if not 0 <= threshold < 1:
-        raise ValueError(f"threshold is {threshold}; give a share of the map's maximum, 0 <= threshold < 1")
+        raise ValueError(
+            f"threshold is {threshold}; give a share of the map's maximum, 0 <= threshold < 1"
+        )
     if values.ndim != 2 or not np.isfinite(values).all() or values.max() <= max(values.min(), 0):
         raise ValueError(f"no box in a map of shape {values.shape} with values from {values.min()} to {values.max()}: "
                          "give a finite map (H, W), not the same everywhere, with a positive maximum")  # fmt: skip

@@ -31,7 +31,12 @@ from torch.overrides import TorchFunctionMode
 
 from lib.methods import cam
 
-RULES = {"linear": (False, False), "deconvnet": (False, True), "gated": (True, False), "guided": (True, True)}
+RULES = {
+    "linear": (False, False),
+    "deconvnet": (False, True),
+    "gated": (True, False),
+    "guided": (True, True),
+}
 DIGIT_HUES = tuple(digit / 10 for digit in range(10))
 GRADE_HUES = (0.60, 0.44, 0.15, 0.06, 0.87)
 PIXELS = 80_000  # to hold at a time
@@ -133,7 +138,9 @@ class _FirstConvolution(torch.autograd.Function):
         sides = zip(ctx.size, R.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
         rest = [size - ((n - 1) * s - 2 * p + d * (k - 1) + 1) for size, n, k, s, p, d in sides]
         summed = weight.sum(1, keepdim=True)
-        return functional.conv_transpose2d(R, summed, None, stride, padding, rest, 1, dilation), *[None] * 7
+        return functional.conv_transpose2d(R, summed, None, stride, padding, rest, 1, dilation), *[
+            None
+        ] * 7
 
 
 class _Reading(TorchFunctionMode):
@@ -165,17 +172,38 @@ class _Reading(TorchFunctionMode):
 
     def rectify(self, name, input, *options, **named):
         leaky = name.startswith("leaky")
-        named |= zip(("negative_slope", "inplace") if leaky else ("inplace",), options, strict=False)
-        rectified = _ReLU.apply(input, named.get("negative_slope", 0.01) if leaky else 0, *self.rule)
+        named |= zip(
+            ("negative_slope", "inplace") if leaky else ("inplace",), options, strict=False
+        )
+        rectified = _ReLU.apply(
+            input, named.get("negative_slope", 0.01) if leaky else 0, *self.rule
+        )
         return input.copy_(rectified) if name.endswith("_") or named.get("inplace") else rectified
 
-    def max_pool2d(self, input, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
+    def max_pool2d(
+        self,
+        input,
+        kernel_size,
+        stride=None,
+        padding=0,
+        dilation=1,
+        ceil_mode=False,
+        return_indices=False,
+    ):
         options = kernel_size, stride or kernel_size, padding, dilation, ceil_mode
-        return functional.max_pool2d(input, *options, True) if return_indices else _MaxPool.apply(input, *options)
+        return (
+            functional.max_pool2d(input, *options, True)
+            if return_indices
+            else _MaxPool.apply(input, *options)
+        )
 
-    def batch_norm(self, input, mean, variance, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
+    def batch_norm(
+        self, input, mean, variance, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5
+    ):
         if training:
-            return functional.batch_norm(input, mean, variance, weight, bias, training, momentum, eps)
+            return functional.batch_norm(
+                input, mean, variance, weight, bias, training, momentum, eps
+            )
         return _BatchNorm.apply(input, mean, variance, weight, bias, eps)
 
     def conv2d(self, input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1):
@@ -227,7 +255,9 @@ def attentive_responses(network, images, relu="guided", classes=None, chunk=None
     ReLU, as a sigmoid, layer normalisation or an attention.
     """
     if relu not in RULES:
-        raise ValueError(f"relu is {relu!r}; the readings of Eq. 3 are {', '.join(map(repr, RULES))}")
+        raise ValueError(
+            f"relu is {relu!r}; the readings of Eq. 3 are {', '.join(map(repr, RULES))}"
+        )
     cam.check(images)
     chunk = max(1, PIXELS // images[0, 0].numel()) if chunk is None else chunk
     if chunk < 1:
@@ -246,7 +276,9 @@ def _responses(network, images, relu, classes):
         responses = images.new_zeros(len(images), len(wanted), *images.shape[2:])
         for i, c in enumerate(wanted):
             if top[:, c].any():
-                (response,) = torch.autograd.grad(z[:, c], reading.response, top[:, c], retain_graph=True)
+                (response,) = torch.autograd.grad(
+                    z[:, c], reading.response, top[:, c], retain_graph=True
+                )
                 responses[:, i] = response[:, 0]
     return scores.detach(), responses
 
@@ -269,7 +301,9 @@ def render(responses, hues):
     is an image without any response. Raises ValueError for another number of hues than classes.
     """
     if len(hues) != responses.shape[1]:
-        raise ValueError(f"{len(hues)} hues for responses of {responses.shape[1]} classes: give one hue for each class")
+        raise ValueError(
+            f"{len(hues)} hues for responses of {responses.shape[1]} classes: give one hue for each class"
+        )
     class_map, response = dominant(responses)
     value = response.clamp(min=0)
     value = value / value.amax((1, 2), keepdim=True).clamp(min=torch.finfo(value.dtype).tiny)

@@ -16,7 +16,9 @@ HE = "hard_exudate"
 
 
 def contents(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,9 @@ def test_masks_lie_on_the_photograph_and_belong_to_its_grade(written):
         assert any_lesion.shape == image.shape[:2] and any_lesion.any() == (level > 0)
         assert (any_lesion & lit).sum() >= 0.98 * any_lesion.sum()
         if masks[HE].sum() > 20:  # yellow beside the orange round about
-            ring = binary_dilation(masks[HE], iterations=6) & ~binary_dilation(any_lesion, iterations=2)
+            ring = binary_dilation(masks[HE], iterations=6) & ~binary_dilation(
+                any_lesion, iterations=2
+            )
             assert np.median(image[masks[HE], 1]) > np.median(image[ring, 1]) + 15
         shapes.add(image.shape)
         extents.append(lit.any(axis=0).sum())
@@ -61,7 +65,11 @@ def test_masks_lie_on_the_photograph_and_belong_to_its_grade(written):
 
 @pytest.mark.parametrize(
     "share, counts",
-    [(collection.KAGGLE, [73, 7, 15, 3, 2]), ((0, 0, 1, 0, 0), [0, 0, 100, 0, 0]), ((0.335, 0.335, 0.33, 0, 0), None)],
+    [
+        (collection.KAGGLE, [73, 7, 15, 3, 2]),
+        ((0, 0, 1, 0, 0), [0, 0, 100, 0, 0]),
+        ((0.335, 0.335, 0.33, 0, 0), None),
+    ],
 )
 def test_grades_are_allotted_by_largest_remainder(share, counts):
     grades = collection._allot(np.random.default_rng(0), 100, share)
@@ -106,7 +114,9 @@ def test_an_interrupted_write_is_not_taken_for_whole_and_can_be_repeated(tmp_pat
     assert contents(folder) == whole
     monkeypatch.setattr(collection, "_write_photograph", write)
     collection.write_collection(folder, 2, 2, workers=1)
-    assert len(list((folder / "train").iterdir())) == 4 and [p.name for p in tmp_path.iterdir()] == ["phantom"]
+    assert len(list((folder / "train").iterdir())) == 4 and [
+        p.name for p in tmp_path.iterdir()
+    ] == ["phantom"]
 
 
 def test_a_folder_of_other_files_is_left_alone(tmp_path):
@@ -119,7 +129,10 @@ def test_a_folder_of_other_files_is_left_alone(tmp_path):
 def test_a_collection_can_be_written_by_processes_from_code_without_a_file(tmp_path):
     code = f"from lib import collection; collection.write_collection({str(tmp_path / 'raw')!r}, 2, 0, workers=2)"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=paths.ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True
+        [sys.executable, "-c", code],
+        cwd=paths.ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
     )
     assert done.returncode == 0 and done.stdout == b"" and done.stderr == b""
     assert (tmp_path / "raw" / "collection.json").exists()

@@ -33,14 +33,21 @@ def test_both_parts_together_are_the_bundled_digits_each_once():
         (16 * images[:, 0, 3:27:3, 3:27:3]).round().long().flatten(1)
     )  # where old and new pixels' centres coincide
     bundled = load_digits()
-    ours = sorted((*pixels, label) for pixels, label in zip(sampled.tolist(), labels.tolist(), strict=True))
-    theirs = sorted((*map(int, pixels), int(label)) for pixels, label in zip(bundled.data, bundled.target, strict=True))
+    ours = sorted(
+        (*pixels, label) for pixels, label in zip(sampled.tolist(), labels.tolist(), strict=True)
+    )
+    theirs = sorted(
+        (*map(int, pixels), int(label))
+        for pixels, label in zip(bundled.data, bundled.target, strict=True)
+    )
     assert ours == theirs and len(set(theirs)) == 1797
 
 
 def test_every_digit_has_its_share_in_both_parts_and_loading_again_changes_nothing():
     (_, train), (images, test) = digits.load("digits", "train"), digits.load("digits", "test")
-    share = torch.bincount(test, minlength=10) / torch.bincount(torch.cat([train, test]), minlength=10)
+    share = torch.bincount(test, minlength=10) / torch.bincount(
+        torch.cat([train, test]), minlength=10
+    )
     assert ((share - 0.2).abs() < 0.005).all()
     assert torch.equal(digits.load("digits", "test")[0], images)
 
@@ -78,27 +85,42 @@ def test_mnist_has_its_known_counts_mean_and_first_labels(part, counts):
 def test_an_incomplete_mnist_is_an_error_that_says_what_to_do(tmp_path, monkeypatch):
     (tmp_path / "MNIST/raw").mkdir(parents=True)
     monkeypatch.setattr(paths, "dataset", tmp_path.joinpath)
-    with pytest.raises(RuntimeError, match=r"MNIST.*\(1\).*COMPANION_DATASETS.*\(2\).*\(3\).*dataset='digits'"):
+    with pytest.raises(
+        RuntimeError, match=r"MNIST.*\(1\).*COMPANION_DATASETS.*\(2\).*\(3\).*dataset='digits'"
+    ):
         digits.load("mnist", "train")
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
 def test_svhn_is_read_from_its_own_format(tmp_path, monkeypatch, part):
-    drawn = np.random.default_rng(8).integers(0, 256, (32, 32, 3, 7), dtype=np.uint8)  # X: rows, columns, colours, n
+    drawn = np.random.default_rng(8).integers(
+        0, 256, (32, 32, 3, 7), dtype=np.uint8
+    )  # X: rows, columns, colours, n
     (tmp_path / "SVHN").mkdir()
-    scipy.io.savemat(tmp_path / f"SVHN/{part}_32x32.mat", {"X": drawn, "y": np.array([[1, 10, 9, 10, 5, 2, 3]]).T})
+    scipy.io.savemat(
+        tmp_path / f"SVHN/{part}_32x32.mat",
+        {"X": drawn, "y": np.array([[1, 10, 9, 10, 5, 2, 3]]).T},
+    )
     monkeypatch.setattr(paths, "dataset", tmp_path.joinpath)
-    with pytest.raises(RuntimeError, match=r"svhn is neither complete in .*32x32\.mat"):  # not the genuine file
+    with pytest.raises(
+        RuntimeError, match=r"svhn is neither complete in .*32x32\.mat"
+    ):  # not the genuine file
         digits.load("svhn", part)
     monkeypatch.setattr("torchvision.datasets.svhn.check_integrity", lambda *arguments: True)
     images, labels = digits.load("svhn", part)
     assert images.shape == (7, 3, 32, 32) and images.dtype == torch.float32
-    assert labels.tolist() == [1, 0, 9, 0, 5, 2, 3] and labels.dtype == torch.int64  # SVHN writes 10 for the digit 0
+    assert (
+        labels.tolist() == [1, 0, 9, 0, 5, 2, 3] and labels.dtype == torch.int64
+    )  # SVHN writes 10 for the digit 0
     for n, colour, row, column in [(0, 0, 0, 0), (3, 2, 5, 31), (6, 1, 31, 2)]:
-        assert images[n, colour, row, column].item() == pytest.approx(drawn[row, column, colour, n] / 255)
+        assert images[n, colour, row, column].item() == pytest.approx(
+            drawn[row, column, colour, n] / 255
+        )
 
 
-@pytest.mark.parametrize(("dataset", "part"), [("cifar10", "train"), ("digits", "val"), ("", "test")])
+@pytest.mark.parametrize(
+    ("dataset", "part"), [("cifar10", "train"), ("digits", "val"), ("", "test")]
+)
 def test_an_unknown_name_or_part_is_refused_with_the_known_ones(dataset, part):
     with pytest.raises(ValueError, match="datasets are digits, mnist, svhn, parts train and test"):
         digits.load(dataset, part)
@@ -155,7 +177,11 @@ def test_clutter_lies_outside_the_digits_box_and_reaches_all_borders_and_so_do_t
 def test_a_scene_must_have_room_for_a_digit(size):
     if size == 28:
         images, _, boxes = digits.scenes("digits", "test", 20, 0, size=28)
-        assert images.shape == (20, 1, 28, 28) and (boxes[:, :2] >= 0).all() and (boxes[:, 2:] <= 28).all()
+        assert (
+            images.shape == (20, 1, 28, 28)
+            and (boxes[:, :2] >= 0).all()
+            and (boxes[:, 2:] <= 28).all()
+        )
     else:
         with pytest.raises(ValueError, match="size is 27; a scene needs at least 28 pixels"):
             digits.scenes("digits", "test", 20, 0, size=27)

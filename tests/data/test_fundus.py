@@ -24,7 +24,18 @@ def write(folder, grades, size=(96, 80), eyes=("left", "right")):
         for side, eye in enumerate(eyes):
             rng = np.random.default_rng([patient, side])
             width, height = size
-            image, _ = frame(height, width, width // 2, height // 2, 35, rng.integers(90, 220), 0.7, 1, 3, patient)
+            image, _ = frame(
+                height,
+                width,
+                width // 2,
+                height // 2,
+                35,
+                rng.integers(90, 220),
+                0.7,
+                1,
+                3,
+                patient,
+            )
             mask = np.zeros((height, width), np.uint8)
             left, top = rng.integers(30, 50, 2)
             mask[top : top + 6, left : left + 6] = 1 << rng.integers(len(LESIONS))
@@ -91,20 +102,26 @@ def test_the_parts_are_stratified_and_as_large_as_asked(prepared):
     assert (np.abs(counts["val"] - np.array([4, 2, 2, 1, 1]) * 0.9) < 1).all()
     assert set(manifest["eye"]) == {"right"} and manifest["image"].is_unique
     made = json.loads((prepared / "dataset.json").read_text())
-    assert made["counts"]["test"] == {"0": 4, "1": 2, "2": 2, "3": 1, "4": 1} and made["rejected"] == 0
+    assert (
+        made["counts"]["test"] == {"0": 4, "1": 2, "2": 2, "3": 1, "4": 1} and made["rejected"] == 0
+    )
 
 
 def test_both_eyes_of_a_patient_are_on_one_side(raw, tmp_path):
     table = table_of(raw)
     table.loc[table["image"].str.endswith("left"), "level"] = "0"
     table.to_csv(raw / "trainLabels.csv", index=False)
-    manifest = pd.read_csv(fundus.prepare(raw, tmp_path / "out", 32, eye="both", seed=3) / "manifest.csv")
+    manifest = pd.read_csv(
+        fundus.prepare(raw, tmp_path / "out", 32, eye="both", seed=3) / "manifest.csv"
+    )
     assert len(manifest) == 200 and (manifest.groupby("patient")["part"].nunique() == 1).all()
     worst = manifest[manifest["part"] == "test"].groupby("patient")["grade"].max()
     assert worst.value_counts().sort_index().tolist() == [4, 2, 2, 1, 1]
 
 
-def test_patients_with_a_rare_worse_eye_can_be_split_when_every_part_holds_every_grade(raw, tmp_path):
+def test_patients_with_a_rare_worse_eye_can_be_split_when_every_part_holds_every_grade(
+    raw, tmp_path
+):
     """Three patients have grade 0 in both eyes, too few for a tenth of a tenth; left eyes of grade 0 are plenty."""
     table = table_of(raw)
     right = [0 if patient < 3 else 1 + patient % 4 for patient in range(100)]
@@ -121,7 +138,8 @@ def test_the_left_eye_is_another_data_set(raw, tmp_path):
 
 def test_another_seed_is_another_split(raw, tmp_path):
     first, second = (
-        pd.read_csv(fundus.prepare(raw, tmp_path / str(seed), 32, seed=seed) / "manifest.csv") for seed in (0, 1)
+        pd.read_csv(fundus.prepare(raw, tmp_path / str(seed), 32, seed=seed) / "manifest.csv")
+        for seed in (0, 1)
     )
     assert (first["image"] == second["image"]).all() and (first["part"] != second["part"]).any()
 
@@ -129,7 +147,10 @@ def test_another_seed_is_another_split(raw, tmp_path):
 def test_means_and_deviations_are_those_of_the_training_files(prepared):
     manifest = pd.read_csv(prepared / "manifest.csv")
     names = manifest["image"][manifest["part"] == "train"]
-    pixels = np.stack([np.asarray(Image.open(prepared / "images" / f"{name}.webp")) for name in names]) / 255
+    pixels = (
+        np.stack([np.asarray(Image.open(prepared / "images" / f"{name}.webp")) for name in names])
+        / 255
+    )
     made = json.loads((prepared / "dataset.json").read_text())
     np.testing.assert_allclose(made["mean"], pixels.mean(axis=(0, 1, 2)), rtol=1e-12)
     np.testing.assert_allclose(made["std"], pixels.std(axis=(0, 1, 2)), rtol=1e-9)
@@ -152,7 +173,9 @@ def test_every_bad_photograph_and_label_is_listed_with_its_reason(raw, tmp_path)
     table.loc["17_right", "level"] = "5"
     table.loc["18_right", "level"] = ""
     table = table.reset_index()
-    pd.concat([table, table[table["image"] == "19_right"]]).to_csv(raw / "trainLabels.csv", index=False)
+    pd.concat([table, table[table["image"] == "19_right"]]).to_csv(
+        raw / "trainLabels.csv", index=False
+    )
 
     out = fundus.prepare(raw, tmp_path / "out", 32)
     reasons = rejects(out)
@@ -187,7 +210,9 @@ def test_preparing_twice_gives_the_same_bytes(raw, tmp_path):
 def test_the_same_request_is_answered_from_disk_and_another_one_remade(raw, tmp_path):
     out = fundus.prepare(raw, tmp_path / "out", 32)
     before = (out / "dataset.json").stat().st_mtime_ns
-    assert fundus.prepare(raw, out, 32) == out and (out / "dataset.json").stat().st_mtime_ns == before
+    assert (
+        fundus.prepare(raw, out, 32) == out and (out / "dataset.json").stat().st_mtime_ns == before
+    )
     fundus.prepare(raw, out, 32, seed=1)
     assert json.loads((out / "dataset.json").read_text())["seed"] == 1
     fundus.prepare(raw, out, 24, seed=1)
@@ -228,7 +253,9 @@ def test_a_bad_request_is_answered_with_what_to_do(raw, tmp_path, wrong, message
 def test_a_bad_collection_is_answered_with_what_to_do(tmp_path):
     raw = tmp_path / "raw"
     raw.mkdir()
-    with pytest.raises(FileNotFoundError, match=r"has no trainLabels.csv.*notebooks/03_dr_dataset.ipynb"):
+    with pytest.raises(
+        FileNotFoundError, match=r"has no trainLabels.csv.*notebooks/03_dr_dataset.ipynb"
+    ):
         fundus.prepare(raw, tmp_path / "out", 32)
     (raw / "trainLabels.csv").write_text("id,diagnosis\n1_right,0\n")
     with pytest.raises(ValueError, match="has the columns id, diagnosis; it needs image and level"):
@@ -263,18 +290,25 @@ def test_a_part_holds_its_own_photographs_with_their_grades(prepared):
     names = {part: fundus.Prepared(prepared, part).names for part in labels.PARTS}
     assert sorted(name for part in names.values() for name in part) == sorted(manifest.index)
     part = fundus.Prepared(prepared, "test")
-    assert part.grades.tolist() == manifest.loc[part.names, "grade"].tolist() and part.grades.dtype == torch.int64
+    assert (
+        part.grades.tolist() == manifest.loc[part.names, "grade"].tolist()
+        and part.grades.dtype == torch.int64
+    )
     file = np.asarray(Image.open(prepared / "images" / f"{part.names[3]}.webp"))
     np.testing.assert_allclose(part.photograph(3), file / 255, atol=1e-6)
     image, grade = part[3]
-    np.testing.assert_allclose(image * part.std + part.mean, file.transpose(2, 0, 1) / 255, atol=1e-6)
+    np.testing.assert_allclose(
+        image * part.std + part.mean, file.transpose(2, 0, 1) / 255, atol=1e-6
+    )
     assert grade == part.grades[3] and isinstance(grade, int)
     bits = np.asarray(Image.open(prepared / "masks" / f"{part.names[3]}.png"))
     assert sum(mask.sum() << bit for bit, mask in enumerate(part.masks(3).values())) == bits.sum()
 
 
 def test_flips_are_the_four_mirror_images_and_follow_the_seed(prepared):
-    plain, flipped = (fundus.Prepared(prepared, "val", flips=flips)[0][0] for flips in (False, True))
+    plain, flipped = (
+        fundus.Prepared(prepared, "val", flips=flips)[0][0] for flips in (False, True)
+    )
     part = fundus.Prepared(prepared, "val", flips=True)
 
     def draw():
@@ -296,5 +330,7 @@ def test_what_is_missing_is_named(raw, tmp_path):
         fundus.Prepared(out, "dev")
     name = fundus.Prepared(out, "test").names[0]
     (out / "images" / f"{name}.webp").unlink()
-    with pytest.raises(FileNotFoundError, match=rf"{name}.webp is missing. Delete .*03_dr_dataset.ipynb again"):
+    with pytest.raises(
+        FileNotFoundError, match=rf"{name}.webp is missing. Delete .*03_dr_dataset.ipynb again"
+    ):
         fundus.Prepared(out, "test")

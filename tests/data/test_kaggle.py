@@ -30,15 +30,23 @@ IMAGES = [f"{patient}_{eye}" for patient in (10, 13, 15) for eye in ("left", "ri
 TRAIN = {f"train/{image}.jpeg": NOISE.randbytes(NOISE.randrange(500, 900)) for image in IMAGES}
 TEST = {f"test/{image}.jpeg": NOISE.randbytes(300) for image in IMAGES[:4]}
 TRAIN_LABELS = "image,level\n" + "".join(f"{image},{i % 5}\n" for i, image in enumerate(IMAGES))
-TEST_LABELS = "image,level,Usage\n" + "".join(f"{image},{i},Private\n" for i, image in enumerate(IMAGES[:4]))
+TEST_LABELS = "image,level,Usage\n" + "".join(
+    f"{image},{i},Private\n" for i, image in enumerate(IMAGES[:4])
+)
 FORUM = "https://www.kaggle.com/competitions/tiny-retinas/discussion/1"
 TINY = download.Collection(
     "tiny-retinas",
     {
         "train": download.Part(
-            tuple(f"train.zip.00{i}" for i in (1, 2, 3)), "*.jpeg", 6, "trainLabels.csv", "trainLabels.csv.zip"
+            tuple(f"train.zip.00{i}" for i in (1, 2, 3)),
+            "*.jpeg",
+            6,
+            "trainLabels.csv",
+            "trainLabels.csv.zip",
         ),
-        "test": download.Part(("test.zip.001", "test.zip.002"), "*.jpeg", 4, "retinopathy_solution.csv", FORUM),
+        "test": download.Part(
+            ("test.zip.001", "test.zip.002"), "*.jpeg", 4, "retinopathy_solution.csv", FORUM
+        ),
     },
 )
 
@@ -83,7 +91,9 @@ class Handler(BaseHTTPRequestHandler):
         if request not in self.server.refuse:
             return False
         status, headers = self.server.refuse[request]
-        message = json.dumps({"code": status, "message": f"no, says the server with {status}"}).encode()
+        message = json.dumps(
+            {"code": status, "message": f"no, says the server with {status}"}
+        ).encode()
         self.answer(status, message, Content_Type="application/json", **headers)
         return True
 
@@ -96,7 +106,9 @@ class Handler(BaseHTTPRequestHandler):
             active = asked["token"] == "token"
             return self.json({"active": active, "username": "reader" if active else ""})
         if self.headers["Authorization"] not in known:
-            return self.answer(401, b'{"code": 401, "message": "who?"}', Content_Type="application/json")
+            return self.answer(
+                401, b'{"code": 401, "message": "who?"}', Content_Type="application/json"
+            )
         if self.refused(call):
             return None
         if asked["competitionName"] != server.competition:
@@ -111,7 +123,9 @@ class Handler(BaseHTTPRequestHandler):
         name = asked["fileName"] if call == "DownloadDataFile" else "everything.zip"
         if name not in server.files | server.hidden:
             return self.answer(404)
-        return self.answer(302, Location=f"http://127.0.0.1:{server.server_port}/signed/{name}?signature=0123")
+        return self.answer(
+            302, Location=f"http://127.0.0.1:{server.server_port}/signed/{name}?signature=0123"
+        )
 
     def json(self, content):
         self.answer(200, json.dumps(content).encode(), Content_Type="application/json")
@@ -120,7 +134,9 @@ class Handler(BaseHTTPRequestHandler):
         server, name = self.server, self.path.split("?")[0].rsplit("/", 1)[1]
         wanted = self.headers["Range"]
         server.log.append(("signed", name, wanted))
-        if wanted and "gzip" in self.headers["Accept-Encoding"]:  # a range of compressed bytes would be other bytes
+        if (
+            wanted and "gzip" in self.headers["Accept-Encoding"]
+        ):  # a range of compressed bytes would be other bytes
             return self.answer(406)
         if wanted and self.refused("signed"):
             return None
@@ -128,7 +144,9 @@ class Handler(BaseHTTPRequestHandler):
         start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1]) if wanted and server.ranges else 0
         send = server.cuts.get(name, []).pop(0) if wanted and server.cuts.get(name) else None
         if wanted and server.ranges:
-            return self.answer(206, data[start:], send, Content_Range=f"bytes {start}-{len(data) - 1}/{len(data)}")
+            return self.answer(
+                206, data[start:], send, Content_Range=f"bytes {start}-{len(data) - 1}/{len(data)}"
+            )
         return self.answer(200, data, send)
 
 
@@ -136,12 +154,25 @@ class Handler(BaseHTTPRequestHandler):
 def kaggle(tmp_path, monkeypatch):
     """The server, with Kaggle's client led there and an account's token in the environment."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.competition, server.files, server.hidden, server.listed = "tiny-retinas", dict(FILES), {}, {}
+    server.competition, server.files, server.hidden, server.listed = (
+        "tiny-retinas",
+        dict(FILES),
+        {},
+        {},
+    )
     server.log, server.refuse, server.cuts, server.ranges = [], {}, {}, True
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+    ).start()
     home = tmp_path / "home"
     (home / ".kaggle").mkdir(parents=True)
-    for name in ("KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_CONFIG_DIR", "KAGGLE_KERNEL_RUN_TYPE", "XDG_CONFIG_HOME"):
+    for name in (
+        "KAGGLE_USERNAME",
+        "KAGGLE_KEY",
+        "KAGGLE_CONFIG_DIR",
+        "KAGGLE_KERNEL_RUN_TYPE",
+        "XDG_CONFIG_HOME",
+    ):
         monkeypatch.delenv(name, raising=False)
     for name, value in {
         "HOME": str(home), "USERPROFILE": str(home), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1",
@@ -150,11 +181,17 @@ def kaggle(tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     from kagglesdk import kaggle_env
 
-    for name in kaggle_env._env_to_endpoint:  # LOCALHOST is port 80; the others must not be reached whatever happens
-        monkeypatch.setitem(kaggle_env._env_to_endpoint, name, f"http://127.0.0.1:{server.server_port}")
+    for name in (
+        kaggle_env._env_to_endpoint
+    ):  # LOCALHOST is port 80; the others must not be reached whatever happens
+        monkeypatch.setitem(
+            kaggle_env._env_to_endpoint, name, f"http://127.0.0.1:{server.server_port}"
+        )
     from kaggle.api.kaggle_api_extended import KaggleApi
 
-    monkeypatch.setattr(KaggleApi, "args", ["--local"])  # as the class reads it where it is imported first
+    monkeypatch.setattr(
+        KaggleApi, "args", ["--local"]
+    )  # as the class reads it where it is imported first
     monkeypatch.setattr(KaggleApi, "config", str(home / ".kaggle" / "kaggle.json"))
     monkeypatch.setattr(download, "PAUSES", ())
     monkeypatch.setattr(download, "CHUNK", 100)
@@ -170,7 +207,11 @@ def raw(tmp_path):
 
 
 def tree(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def write(folder, files):
@@ -201,7 +242,9 @@ def test_archives_stay_unless_they_are_to_be_deleted(kaggle, raw):
     before = len(kaggle.log)
     (raw / "train.zip.001").unlink()  # as if the power had failed while they were deleted
     download.fetch(TINY, raw, delete=True)
-    assert len(kaggle.log) == before and tree(raw) == TRAIN | {"trainLabels.csv": TRAIN_LABELS.encode()}
+    assert len(kaggle.log) == before and tree(raw) == TRAIN | {
+        "trainLabels.csv": TRAIN_LABELS.encode()
+    }
 
 
 def test_preflight_lists_the_files_with_their_sizes_and_transfers_none(kaggle, raw):
@@ -215,13 +258,21 @@ def test_both_parts_with_the_labels_from_the_forum(kaggle, raw):
     write(raw, {"retinopathy_solution.csv": TEST_LABELS.encode()})
     download.fetch(TINY, raw, parts=("train", "test"), delete=True)
     found = tree(raw)
-    assert found.pop("testLabels.csv").decode() == "image,level\n10_left,0\n10_right,1\n13_left,2\n13_right,3\n"
-    labels = {"trainLabels.csv": TRAIN_LABELS.encode(), "retinopathy_solution.csv": TEST_LABELS.encode()}
+    assert (
+        found.pop("testLabels.csv").decode()
+        == "image,level\n10_left,0\n10_right,1\n13_left,2\n13_right,3\n"
+    )
+    labels = {
+        "trainLabels.csv": TRAIN_LABELS.encode(),
+        "retinopathy_solution.csv": TEST_LABELS.encode(),
+    }
     assert found == TRAIN | TEST | labels
 
 
 def test_the_test_part_without_its_labels_is_refused_before_anything_is_asked(kaggle, raw):
-    with pytest.raises(FileNotFoundError, match=f"Download retinopathy_solution.csv, attached to {FORUM}") as caught:
+    with pytest.raises(
+        FileNotFoundError, match=f"Download retinopathy_solution.csv, attached to {FORUM}"
+    ) as caught:
         download.fetch(TINY, raw, parts=("train", "test"))
     assert str(raw) in str(caught.value) and not kaggle.log and not raw.exists()
 
@@ -244,13 +295,30 @@ def test_a_lost_label_table_is_fetched_again_without_the_photographs(kaggle, raw
 
 
 def test_aptos_is_kaggles_zip_of_everything_brought_into_the_same_tree(kaggle, raw):
-    images = {"000221358000": b"\x89PNG one", "1e5000000000": b"\x89PNG two", "005952885200": b"\x89PNG three"}
+    images = {
+        "000221358000": b"\x89PNG one",
+        "1e5000000000": b"\x89PNG two",
+        "005952885200": b"\x89PNG three",
+    }
     members = {f"train_images/{name}.png": data for name, data in images.items()}
-    members |= {"test_images/0005cfc8afb6.png": b"\x89PNG unlabelled", "test.csv": "id_code\n0005cfc8afb6\n"}
-    members |= {"train.csv": "id_code,diagnosis\n" + "".join(f"{name},{i}\n" for i, name in enumerate(images))}
-    kaggle.competition, kaggle.hidden = download.APTOS, {"everything.zip": zip_of(members, zipfile.ZIP_DEFLATED)}
-    few = download.Collection(download.APTOS, {"train": replace(download.COLLECTIONS["aptos"].parts["train"], count=3)})
-    assert download.preflight(few, raw) == {f"{download.APTOS}.zip": len(kaggle.hidden["everything.zip"])}
+    members |= {
+        "test_images/0005cfc8afb6.png": b"\x89PNG unlabelled",
+        "test.csv": "id_code\n0005cfc8afb6\n",
+    }
+    members |= {
+        "train.csv": "id_code,diagnosis\n"
+        + "".join(f"{name},{i}\n" for i, name in enumerate(images))
+    }
+    kaggle.competition, kaggle.hidden = (
+        download.APTOS,
+        {"everything.zip": zip_of(members, zipfile.ZIP_DEFLATED)},
+    )
+    few = download.Collection(
+        download.APTOS, {"train": replace(download.COLLECTIONS["aptos"].parts["train"], count=3)}
+    )
+    assert download.preflight(few, raw) == {
+        f"{download.APTOS}.zip": len(kaggle.hidden["everything.zip"])
+    }
     download.fetch(few, raw, delete=True)
     found = tree(raw)
     labels = found.pop("trainLabels.csv").decode()
@@ -266,7 +334,10 @@ def test_the_table_has_the_published_pieces_and_counts():
     eyepacs, aptos = download.COLLECTIONS["eyepacs"], download.COLLECTIONS["aptos"]
     assert eyepacs.parts["train"].archive == tuple(f"train.zip.00{i}" for i in "12345")
     assert eyepacs.parts["test"].archive == tuple(f"test.zip.00{i}" for i in "1234567")
-    assert {name: part.count for name, part in eyepacs.parts.items()} == {"train": 35126, "test": 53576}
+    assert {name: part.count for name, part in eyepacs.parts.items()} == {
+        "train": 35126,
+        "test": 53576,
+    }
     assert (eyepacs.competition, aptos.competition) == (
         "diabetic-retinopathy-detection",
         "aptos2019-blindness-detection",
@@ -298,7 +369,11 @@ def test_a_part_cut_off_is_continued_by_the_next_call(kaggle, raw):
     assert (raw / "train.zip.002.part").read_bytes() == SECOND[:700]
     kaggle.log.clear()
     download.fetch(TINY, raw)
-    rest = [("train.zip.002", "bytes=700-"), ("train.zip.003", "bytes=0-"), ("trainLabels.csv.zip", "bytes=0-")]
+    rest = [
+        ("train.zip.002", "bytes=700-"),
+        ("train.zip.003", "bytes=0-"),
+        ("trainLabels.csv.zip", "bytes=0-"),
+    ]
     assert downloads(kaggle) == rest
     assert (raw / "train.zip.002").read_bytes() == SECOND and not list(raw.glob("*.part"))
     assert {name: data for name, data in tree(raw).items() if name.startswith("train/")} == TRAIN
@@ -315,7 +390,9 @@ def test_a_dropped_connection_is_taken_up_again_while_it_brings_something(kaggle
     kaggle.cuts["train.zip.002"] = [300, 0, 0, 0]
     with pytest.raises(ConnectionError):
         download.fetch(TINY, raw)
-    assert (raw / "train.zip.002.part").read_bytes() == SECOND[:300] and kaggle.cuts["train.zip.002"] == [0]
+    assert (raw / "train.zip.002.part").read_bytes() == SECOND[:300] and kaggle.cuts[
+        "train.zip.002"
+    ] == [0]
 
 
 @pytest.mark.parametrize("status", [403, 404, 429, 500, 503])
@@ -324,13 +401,19 @@ def test_an_error_in_place_of_the_rest_leaves_what_was_fetched(kaggle, raw, stat
     kaggle.refuse["signed"] = (status, {})
     with pytest.raises(OSError, match=f"Kaggle answers {status}"):
         download.fetch(TINY, raw)
-    assert (raw / "train.zip.002.part").read_bytes() == SECOND[:700] and not (raw / "train.zip.002").exists()
+    assert (raw / "train.zip.002.part").read_bytes() == SECOND[:700] and not (
+        raw / "train.zip.002"
+    ).exists()
     kaggle.refuse.clear()
     download.fetch(TINY, raw)
-    assert ("train.zip.002", "bytes=700-") in downloads(kaggle) and (raw / "train.zip.002").read_bytes() == SECOND
+    assert ("train.zip.002", "bytes=700-") in downloads(kaggle) and (
+        raw / "train.zip.002"
+    ).read_bytes() == SECOND
 
 
-def test_what_the_server_may_mend_is_tried_again_and_what_the_reader_must_is_not(kaggle, raw, monkeypatch):
+def test_what_the_server_may_mend_is_tried_again_and_what_the_reader_must_is_not(
+    kaggle, raw, monkeypatch
+):
     monkeypatch.setattr(download, "PAUSES", (0, 0))
     for status, attempts in ((503, 3), (403, 1), (429, 1)):
         kaggle.refuse["signed"] = (status, {})
@@ -353,7 +436,10 @@ def test_a_whole_file_is_kept_and_one_cut_off_under_its_final_name_continued(kag
     untouched = (raw / "train.zip.001").stat().st_ctime_ns
     download.fetch(TINY, raw)
     assert (raw / "train.zip.001").stat().st_ctime_ns == untouched
-    assert downloads(kaggle) == [("train.zip.002", "bytes=50-"), ("trainLabels.csv.zip", "bytes=0-")]
+    assert downloads(kaggle) == [
+        ("train.zip.002", "bytes=50-"),
+        ("trainLabels.csv.zip", "bytes=0-"),
+    ]
     assert all((raw / name).read_bytes() == FILES[name] for name in TINY.parts["train"].archive)
 
 
@@ -365,7 +451,9 @@ def test_a_file_of_another_size_than_listed_is_not_taken(kaggle, raw):
     assert not list(raw.glob("train.zip.002*"))
     kaggle.listed.clear()
     write(raw, {"train.zip.002": SECOND + b"more"})
-    with pytest.raises(ValueError, match=f"has {len(SECOND) + 4:,} bytes, train.zip.002 on Kaggle {len(SECOND):,}"):
+    with pytest.raises(
+        ValueError, match=f"has {len(SECOND) + 4:,} bytes, train.zip.002 on Kaggle {len(SECOND):,}"
+    ):
         download.fetch(TINY, raw)
     assert (raw / "train.zip.002.part").read_bytes() == SECOND + b"more"
 
@@ -387,7 +475,9 @@ RULES = r"kaggle\.com/competitions/tiny-retinas/rules.*verify your phone"
         (503, {}, ConnectionError, "503.*run again"),
     ],
 )
-def test_a_refusal_becomes_an_instruction_before_anything_is_fetched(kaggle, raw, call, status, headers, kind, message):
+def test_a_refusal_becomes_an_instruction_before_anything_is_fetched(
+    kaggle, raw, call, status, headers, kind, message
+):
     kaggle.refuse[call] = (status, headers)
     with pytest.raises(kind, match=message):
         download.fetch(TINY, raw)
@@ -396,14 +486,18 @@ def test_a_refusal_becomes_an_instruction_before_anything_is_fetched(kaggle, raw
 
 def test_files_that_are_not_in_the_listing_are_named(kaggle, raw):
     del kaggle.files["train.zip.003"]
-    with pytest.raises(FileNotFoundError, match=r"has no \['train.zip.003'\], but \['sample.zip', 'test.zip.001'"):
+    with pytest.raises(
+        FileNotFoundError, match=r"has no \['train.zip.003'\], but \['sample.zip', 'test.zip.001'"
+    ):
         download.preflight(TINY, raw)
 
 
 def test_no_connection_is_an_instruction(kaggle, raw):
     kaggle.shutdown()
     kaggle.server_close()
-    with pytest.raises(ConnectionError, match=r"the connection to Kaggle failed .*Run again; it continues"):
+    with pytest.raises(
+        ConnectionError, match=r"the connection to Kaggle failed .*Run again; it continues"
+    ):
         download.preflight(TINY, raw)
 
 
@@ -424,13 +518,19 @@ def test_credentials_are_taken_in_every_form_the_client_knows(kaggle, raw, monke
 
 
 @pytest.mark.parametrize("token", [None, "expired"])
-def test_without_valid_credentials_the_error_says_how_to_get_them(kaggle, raw, monkeypatch, capsys, token):
+def test_without_valid_credentials_the_error_says_how_to_get_them(
+    kaggle, raw, monkeypatch, capsys, token
+):
     monkeypatch.delenv("KAGGLE_API_TOKEN")
     if token:
         monkeypatch.setenv("KAGGLE_API_TOKEN", token)
-    with pytest.raises(PermissionError, match=r"no valid Kaggle credentials.*settings/api.*~/\.kaggle/access_token"):
+    with pytest.raises(
+        PermissionError, match=r"no valid Kaggle credentials.*settings/api.*~/\.kaggle/access_token"
+    ):
         download.preflight(TINY, raw)
-    assert capsys.readouterr().out == "" and not [call for call, *_ in kaggle.log if call != "IntrospectToken"]
+    assert capsys.readouterr().out == "" and not [
+        call for call, *_ in kaggle.log if call != "IntrospectToken"
+    ]
 
 
 def test_a_wrong_key_is_refused_by_kaggle_and_explained(kaggle, raw, monkeypatch):
@@ -442,11 +542,19 @@ def test_a_wrong_key_is_refused_by_kaggle_and_explained(kaggle, raw, monkeypatch
 
 
 def python(code, tmp_path, monkeypatch):
-    for name in ("KAGGLE_API_TOKEN", "KAGGLE_USERNAME", "KAGGLE_KEY", "KAGGLE_CONFIG_DIR", "XDG_CONFIG_HOME"):
+    for name in (
+        "KAGGLE_API_TOKEN",
+        "KAGGLE_USERNAME",
+        "KAGGLE_KEY",
+        "KAGGLE_CONFIG_DIR",
+        "XDG_CONFIG_HOME",
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("KAGGLE_API_ENVIRONMENT", "LOCALHOST")
-    return subprocess.run([sys.executable, "-c", code], cwd=paths.ROOT, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=paths.ROOT, capture_output=True, text=True
+    )
 
 
 def test_a_first_import_without_an_account_neither_prints_nor_exits(tmp_path, monkeypatch):
@@ -480,7 +588,9 @@ def test_the_disk_must_hold_archives_photographs_and_the_prepared_set(kaggle, ra
     assert enough(raw, monkeypatch, 2 * total + 6000, prepared_bytes=1000)
     write(raw, {"train.zip.001": FILES["train.zip.001"], "train.zip.002.part": b"x" * 500})
     write(raw / "train", {"10_left.jpeg": b"x" * 600})
-    assert enough(raw, monkeypatch, 2 * total - len(FILES["train.zip.001"]) - 500 - 600, prepared_bytes=0)
+    assert enough(
+        raw, monkeypatch, 2 * total - len(FILES["train.zip.001"]) - 500 - 600, prepared_bytes=0
+    )
     write(raw, {"trainLabels.csv": b"image,level", "testLabels.csv": b"image,level"})
     write(raw / "train", {f"{image}.jpeg": b"x" * 5000 for image in IMAGES})
     test = sum(len(FILES[name]) for name in ("test.zip.001", "test.zip.002"))
@@ -489,12 +599,16 @@ def test_the_disk_must_hold_archives_photographs_and_the_prepared_set(kaggle, ra
 
 def test_too_small_a_disk_is_refused_before_anything_is_fetched(kaggle, raw, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2.5e9))
-    with pytest.raises(OSError, match=r"needs 6\.0 GB more .*2\.5 GB are free.*COMPANION_DATA") as caught:
+    with pytest.raises(
+        OSError, match=r"needs 6\.0 GB more .*2\.5 GB are free.*COMPANION_DATA"
+    ) as caught:
         download.fetch(TINY, raw, prepared_bytes=10**9)
     assert caught.value.errno == errno.ENOSPC and not downloads(kaggle) and not raw.exists()
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this system to write to")
+@pytest.mark.skipif(
+    not Path("/dev/full").exists(), reason="no /dev/full on this system to write to"
+)
 @pytest.mark.parametrize("full", ["train.zip.002.part", "train/13_left.jpeg.part"])
 def test_a_disk_that_fills_up_is_an_instruction_and_the_next_call_continues(kaggle, raw, full):
     (raw / full).parent.mkdir(parents=True)
@@ -516,7 +630,9 @@ def test_a_disk_that_fills_up_is_an_instruction_and_the_next_call_continues(kagg
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_a_zip_comes_out_whole_however_it_was_cut(tmp_path, n, compression):
     data = zip_of(TRAIN | {"empty": b""}, compression)
-    assert download.unpack(write(tmp_path / "in", split("train.zip", data, n)), tmp_path / "out") == 7
+    assert (
+        download.unpack(write(tmp_path / "in", split("train.zip", data, n)), tmp_path / "out") == 7
+    )
     assert tree(tmp_path / "out") == TRAIN | {"empty": b""}
     assert tree(tmp_path / "in") == split("train.zip", data, n)
 
@@ -526,7 +642,10 @@ def test_a_chain_of_files_reads_as_their_bytes_joined(tmp_path):
     cuts = [0, 1, 1, 300, 301, 700, 1000]
     pieces = {f"{i}": data[a:b] for i, (a, b) in enumerate(pairwise(cuts))}
     oracle = io.BytesIO(data)
-    with archive.Chain(write(tmp_path, pieces)) as raw_chain, io.BufferedReader(raw_chain, 64) as chain:
+    with (
+        archive.Chain(write(tmp_path, pieces)) as raw_chain,
+        io.BufferedReader(raw_chain, 64) as chain,
+    ):
         for _ in range(2000):
             whence = NOISE.randrange(3)
             at = oracle.tell()
@@ -540,7 +659,11 @@ def test_a_chain_of_files_reads_as_their_bytes_joined(tmp_path):
 
 
 def test_an_unpacking_broken_off_goes_on_with_what_is_missing(tmp_path, monkeypatch):
-    archive, out, real = write(tmp_path / "in", split("train.zip", zip_of(TRAIN), 3)), tmp_path / "out", paths.write
+    archive, out, real = (
+        write(tmp_path / "in", split("train.zip", zip_of(TRAIN), 3)),
+        tmp_path / "out",
+        paths.write,
+    )
 
     def broken(path, write):
         if path.name == "13_right.jpeg":
@@ -553,7 +676,11 @@ def test_an_unpacking_broken_off_goes_on_with_what_is_missing(tmp_path, monkeypa
         download.unpack(archive, out, delete=True)
     monkeypatch.setattr(paths, "write", real)
     first = {path: path.stat().st_ino for path in out.rglob("*.jpeg")}
-    assert len(first) == 3 and len(list(out.rglob("*.part"))) == 1 and all(path.exists() for path in archive)
+    assert (
+        len(first) == 3
+        and len(list(out.rglob("*.part"))) == 1
+        and all(path.exists() for path in archive)
+    )
     (out / "train" / "10_left.jpeg").write_bytes(b"short")
     assert download.unpack(archive, out, delete=True) == 6
     assert tree(out) == TRAIN and not any(path.exists() for path in archive)
@@ -585,12 +712,18 @@ def test_a_link_is_refused_before_anything_is_written(tmp_path):
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_a_damaged_member_is_named_with_the_piece_and_comes_out_after_that_is_fetched_again(tmp_path, compression):
-    good = split("train.zip", zip_of({name: data * 20 for name, data in TRAIN.items()}, compression), 3)
+def test_a_damaged_member_is_named_with_the_piece_and_comes_out_after_that_is_fetched_again(
+    tmp_path, compression
+):
+    good = split(
+        "train.zip", zip_of({name: data * 20 for name, data in TRAIN.items()}, compression), 3
+    )
     second = bytearray(good["train.zip.002"])
     second[len(second) // 2] ^= 0xFF
     archive = write(tmp_path / "in", good | {"train.zip.002": bytes(second)})
-    with pytest.raises(ValueError, match=r"train/1\d_\w+\.jpeg is damaged in \S*train\.zip\.002 ") as caught:
+    with pytest.raises(
+        ValueError, match=r"train/1\d_\w+\.jpeg is damaged in \S*train\.zip\.002 "
+    ) as caught:
         download.unpack(archive, tmp_path / "out", delete=True)
     member = str(caught.value).split()[0]
     assert not (tmp_path / "out" / member).exists() and all(path.exists() for path in archive)
@@ -604,14 +737,20 @@ def test_whatever_byte_is_damaged_nothing_wrong_comes_out(tmp_path):
     good, counts = zip_of(members, zipfile.ZIP_DEFLATED), {"refused": 0, "whole": 0}
     for at in range(len(good)):
         for value in {good[at] ^ 0xFF, 0} - {good[at]}:
-            archive = write(tmp_path / "in", {"train.zip": good[:at] + bytes([value]) + good[at + 1 :]})
+            archive = write(
+                tmp_path / "in", {"train.zip": good[:at] + bytes([value]) + good[at + 1 :]}
+            )
             shutil.rmtree(tmp_path / "out", ignore_errors=True)
             try:
                 download.unpack(archive, tmp_path / "out")
                 counts["whole"] += 1
             except ValueError:
                 counts["refused"] += 1
-            found = {name: data for name, data in tree(tmp_path / "out").items() if not name.endswith(".part")}
+            found = {
+                name: data
+                for name, data in tree(tmp_path / "out").items()
+                if not name.endswith(".part")
+            }
             assert set(found.values()) <= set(members.values())
     assert counts["refused"] > counts["whole"] > 0  # dates and attributes may change
 
@@ -639,17 +778,27 @@ def test_photographs_that_are_missing_are_counted_and_named(kaggle, raw):
     assert len(list(raw.glob("train.zip.00?"))) == 3
 
 
-def test_fewer_photographs_than_the_competition_has_are_an_error_though_each_has_its_label(kaggle, raw):
+def test_fewer_photographs_than_the_competition_has_are_an_error_though_each_has_its_label(
+    kaggle, raw
+):
     fewer = dict(list(TRAIN.items())[:5])
     kaggle.files |= split("train.zip", zip_of(fewer), 3)
-    kaggle.files["trainLabels.csv.zip"] = zip_of({"trainLabels.csv": TRAIN_LABELS.replace("15_right,0\n", "")})
-    with pytest.raises(ValueError, match="holds 5 of 6 photographs, 1 missing; labels without a photograph"):
+    kaggle.files["trainLabels.csv.zip"] = zip_of(
+        {"trainLabels.csv": TRAIN_LABELS.replace("15_right,0\n", "")}
+    )
+    with pytest.raises(
+        ValueError, match="holds 5 of 6 photographs, 1 missing; labels without a photograph"
+    ):
         download.fetch(TINY, raw)
 
 
 def test_photographs_without_a_label_are_named(kaggle, raw):
-    kaggle.files["trainLabels.csv.zip"] = zip_of({"trainLabels.csv": TRAIN_LABELS.replace("15_left,4\n", "")})
-    with pytest.raises(ValueError, match=r"holds 6 of 6 photographs, 0 missing.*without a label: \['15_left'\]"):
+    kaggle.files["trainLabels.csv.zip"] = zip_of(
+        {"trainLabels.csv": TRAIN_LABELS.replace("15_left,4\n", "")}
+    )
+    with pytest.raises(
+        ValueError, match=r"holds 6 of 6 photographs, 0 missing.*without a label: \['15_left'\]"
+    ):
         download.fetch(TINY, raw)
 
 

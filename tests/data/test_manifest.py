@@ -20,7 +20,9 @@ def collection(folder, rows, columns="image level", table="labels.csv", photogra
 
 def known(table, *columns):
     """{image: the values of those columns}."""
-    return {row.image: tuple(getattr(row, column) for column in columns) for row in table.itertuples()}
+    return {
+        row.image: tuple(getattr(row, column) for column in columns) for row in table.itertuples()
+    }
 
 
 def manifest(*rows):
@@ -41,7 +43,9 @@ def patients(grades, part="", eyes=("left", "right"), first=0):
 
 
 def test_kaggles_names_say_patient_and_eye(tmp_path):
-    raw = collection(tmp_path, [("10_left", 0), ("10_right", 3), ("007_right", 1)], table="trainLabels.csv")
+    raw = collection(
+        tmp_path, [("10_left", 0), ("10_right", 3), ("007_right", 1)], table="trainLabels.csv"
+    )
     both, rejects = labels.read_labels(raw, "both")
     assert known(both, "patient", "eye", "grade", "part") == {
         "10_left": ("10", "left", 0, ""),
@@ -62,7 +66,10 @@ def test_the_tables_of_both_of_kaggles_parts_are_one(tmp_path):
     grades = {"1_right": (0,), "2_right": (2,), "3_right": (4,), "4_right": (1,)}
     assert known(table, "grade") == grades and not rejects and set(table["part"]) == {""}
     (tmp_path / "trainLabels.csv").unlink()
-    assert labels.read_labels(tmp_path, "right")[1] == {"1_right": "no label", "2_right": "no label"}
+    assert labels.read_labels(tmp_path, "right")[1] == {
+        "1_right": "no label",
+        "2_right": "no label",
+    }
 
 
 def test_further_columns_say_patient_part_and_file(tmp_path):
@@ -112,16 +119,32 @@ def test_names_without_eyes_are_taken_with_both_and_refused_with_one(tmp_path):
 
 def test_a_name_without_eye_among_others_is_rejected_where_the_eye_matters(tmp_path):
     raw = collection(tmp_path, [("1_left", 0), ("1_right", 1), ("portrait", 2)])
-    assert labels.read_labels(raw, "right")[1] == {"portrait": "name does not end in _left or _right"}
+    assert labels.read_labels(raw, "right")[1] == {
+        "portrait": "name does not end in _left or _right"
+    }
     table, rejects = labels.read_labels(raw, "both")
     assert len(table) == 3 and not rejects
 
 
 def test_every_row_and_file_that_cannot_be_used_has_its_reason(tmp_path):
-    rows = [("ok", 4, ""), ("five", 5, ""), ("half", 0.5, ""), ("empty", "", ""), ("words", "severe", "")]
-    rows += [("minus", -1, "train"), ("spare", 1, "dev"), ("twice", 1, ""), ("twice", 1, ""), ("gone", 1, "")]
+    rows = [
+        ("ok", 4, ""),
+        ("five", 5, ""),
+        ("half", 0.5, ""),
+        ("empty", "", ""),
+        ("words", "severe", ""),
+    ]
+    rows += [
+        ("minus", -1, "train"),
+        ("spare", 1, "dev"),
+        ("twice", 1, ""),
+        ("twice", 1, ""),
+        ("gone", 1, ""),
+    ]
     names = "ok five half empty words minus spare twice extra".split()
-    raw = collection(tmp_path, rows, "image level part", photographs=[f"{name}.png" for name in names])
+    raw = collection(
+        tmp_path, rows, "image level part", photographs=[f"{name}.png" for name in names]
+    )
     (raw / "ok too.jpeg").touch()
     (raw / "photographs" / "same.jpeg").touch()
     (raw / "same.png").touch()
@@ -139,25 +162,42 @@ def test_every_row_and_file_that_cannot_be_used_has_its_reason(tmp_path):
 
 
 def test_only_held_out_photographs_may_be_ungraded(tmp_path):
-    rows = [("a", -1, "lesions"), ("b", 2, "lesions"), ("c", -1, "test"), ("d", -1, ""), ("e", -2, "lesions")]
+    rows = [
+        ("a", -1, "lesions"),
+        ("b", 2, "lesions"),
+        ("c", -1, "test"),
+        ("d", -1, ""),
+        ("e", -2, "lesions"),
+    ]
     table, rejects = labels.read_labels(collection(tmp_path, rows, "image level part"), "both")
     assert known(table, "grade", "part") == {"a": (-1, "lesions"), "b": (2, "lesions")}
     assert rejects == dict.fromkeys("cde", "level is not 0 to 4")
 
 
 def test_a_patient_in_two_parts_is_refused(tmp_path):
-    rows = [("1_left", 0, "train"), ("1_right", 1, "test"), ("2_left", 0, ""), ("2_right", 1, "train")]
+    rows = [
+        ("1_left", 0, "train"),
+        ("1_right", 1, "test"),
+        ("2_left", 0, ""),
+        ("2_right", 1, "train"),
+    ]
     raw = collection(tmp_path, rows, "image level part")
-    with pytest.raises(ValueError, match=r"1 patients .* 1 in train and test: give all photographs of a patient"):
+    with pytest.raises(
+        ValueError, match=r"1 patients .* 1 in train and test: give all photographs of a patient"
+    ):
         labels.read_labels(raw, "both")
     assert len(labels.read_labels(raw, "right")[0]) == 2
 
 
 def test_a_collection_that_cannot_be_read_is_answered_with_what_to_do(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"has no trainLabels.csv or labels.csv.*03_dr_dataset.ipynb"):
+    with pytest.raises(
+        FileNotFoundError, match=r"has no trainLabels.csv or labels.csv.*03_dr_dataset.ipynb"
+    ):
         labels.read_labels(tmp_path, "both")
     collection(tmp_path, [("1_left", 0)], "id_code diagnosis")
-    with pytest.raises(ValueError, match=r"labels.csv has the columns id_code, diagnosis; it needs image and level"):
+    with pytest.raises(
+        ValueError, match=r"labels.csv has the columns id_code, diagnosis; it needs image and level"
+    ):
         labels.read_labels(tmp_path, "both")
     (tmp_path / "photographs" / "1_left.jpeg").unlink()
     collection(tmp_path, [("1_left", 0)], photographs=[])
@@ -187,7 +227,12 @@ def test_of_duplicates_that_agree_one_stays_and_of_those_that_differ_none():
 @pytest.mark.parametrize("unseen", ["test", "lesions"])
 @pytest.mark.parametrize("grade", [2, 4])
 def test_a_duplicate_is_never_learnt_from_and_kept_unseen(unseen, grade):
-    table = manifest(("a", 2, "train", "1"), ("b", grade, unseen, "1"), ("c", 2, "val", "1"), ("d", 0, "train", "2"))
+    table = manifest(
+        ("a", 2, "train", "1"),
+        ("b", grade, unseen, "1"),
+        ("c", 2, "val", "1"),
+        ("d", 0, "train", "2"),
+    )
     kept, rejects = labels.reject_duplicates(table)
     assert known(kept, "part") == {"b": (unseen,), "d": ("train",)}
     assert rejects == {
@@ -197,7 +242,9 @@ def test_a_duplicate_is_never_learnt_from_and_kept_unseen(unseen, grade):
 
 
 def test_a_held_out_photograph_without_grade_stays_for_its_twin():
-    kept, rejects = labels.reject_duplicates(manifest(("a", -1, "lesions", "1"), ("b", 2, "train", "1")))
+    kept, rejects = labels.reject_duplicates(
+        manifest(("a", -1, "lesions", "1"), ("b", 2, "train", "1"))
+    )
     assert known(kept, "part") == {"a": ("lesions",)}
     assert rejects == {"b": "duplicate of a of grade -1; its own grade is 2"}
 
@@ -225,7 +272,10 @@ def test_both_eyes_of_a_patient_are_never_in_two_parts(seed, share, dropped):
     worst = table.assign(part=part).groupby("patient").agg({"grade": "max", "part": "first"})
     for grade, count in worst["grade"].value_counts().items():
         parts = worst["part"][worst["grade"] == grade].value_counts()
-        assert abs(parts["test"] - share * count) <= 1 and abs(parts["val"] - 0.1 * (1 - share) * count) <= 1
+        assert (
+            abs(parts["test"] - share * count) <= 1
+            and abs(parts["val"] - 0.1 * (1 - share) * count) <= 1
+        )
 
 
 def test_equal_seeds_split_alike_and_others_do_not():
@@ -263,10 +313,17 @@ def test_a_collections_own_validation_part_is_kept_too():
 
 
 def test_too_few_patients_of_a_grade_are_counted():
-    with pytest.raises(ValueError, match=r"40 of grade 0, 2 of grade 3 are too few patients .* test_share=0\.1\. Add"):
+    with pytest.raises(
+        ValueError,
+        match=r"40 of grade 0, 2 of grade 3 are too few patients .* test_share=0\.1\. Add",
+    ):
         labels.split(patients([0] * 40 + [3] * 2), 0.1, 0)
-    table = pd.concat([patients([0] * 20 + [4], "train"), patients([0, 4], "test", first=30)], ignore_index=True)
-    with pytest.raises(ValueError, match=r"2 of grade 4 are too few patients"):  # one of them to train on
+    table = pd.concat(
+        [patients([0] * 20 + [4], "train"), patients([0, 4], "test", first=30)], ignore_index=True
+    )
+    with pytest.raises(
+        ValueError, match=r"2 of grade 4 are too few patients"
+    ):  # one of them to train on
         labels.split(table[table["eye"] == "right"], 0.1, 0)
 
 

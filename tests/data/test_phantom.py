@@ -24,7 +24,9 @@ def test_equal_arguments_give_equal_pixels_and_every_argument_matters():
     image, masks = phantom.photograph(3, 5, 96, "left")
     again, masks_again = phantom.photograph(3, 5, 96, "left")
     assert image.dtype == np.uint8 and image.shape == (96, 96, 3) and np.array_equal(image, again)
-    assert tuple(masks) == phantom.MASKS and all(m.dtype == bool and m.shape == (96, 96) for m in masks.values())
+    assert tuple(masks) == phantom.MASKS and all(
+        m.dtype == bool and m.shape == (96, 96) for m in masks.values()
+    )
     assert all(np.array_equal(masks[name], masks_again[name]) for name in masks)
     assert phantom.photograph(3, 5, 97, "left")[0].shape == (97, 97, 3)
     for other in ((2, 5, 96, "left"), (3, 6, 96, "left"), (3, 5, 96, "right")):
@@ -47,7 +49,9 @@ def test_each_grade_has_the_lesions_that_the_scale_gives_it():
     assert all(found == {MA, H, HE} for found in seen[2])
     assert all({MA, H, CWS} <= found <= {MA, H, HE, CWS} for found in seen[3])
     assert all({MA, H} <= found and found & {NV, PRH} for found in seen[4])
-    assert {frozenset(found & {NV, PRH}) for found in seen[4]} == {frozenset(f) for f in ({NV}, {PRH}, {NV, PRH})}
+    assert {frozenset(found & {NV, PRH}) for found in seen[4]} == {
+        frozenset(f) for f in ({NV}, {PRH}, {NV, PRH})
+    }
 
 
 def test_severe_disease_has_haemorrhages_in_all_four_quadrants_and_beaded_veins():
@@ -67,7 +71,9 @@ def test_grades_of_one_eye_differ_in_the_lesions_and_nowhere_else(grade):
         away = ~binary_dilation(np.any(list(masks.values()), axis=0), iterations=4)
         if grade == 3:  # beads widen and darken the great veins only
             assert (change[away] > 0).any()
-            assert (change[away] > 0).mean() < 0.1 and (image.astype(int) - healthy)[away].max() <= 0
+            assert (change[away] > 0).mean() < 0.1 and (image.astype(int) - healthy)[
+                away
+            ].max() <= 0
         else:
             assert change[away].max() == 0
 

@@ -82,13 +82,21 @@ def unfinished(out):
 def journal(partial):
     """The whole lines of an interrupted run's journal."""
     path = partial / "journal.jsonl"
-    return [line for line in path.read_text().split("\n") if line.endswith("}")] if path.exists() else []
+    return (
+        [line for line in path.read_text().split("\n") if line.endswith("}")]
+        if path.exists()
+        else []
+    )
 
 
 def kept(partial):
     """The photographs that need not be prepared again: whole in the journal and, where not rejected, on disk."""
     records = map(json.loads, journal(partial))
-    return {r["image"] for r in records if "reason" in r or (partial / "images" / f"{r['image']}.webp").exists()}
+    return {
+        r["image"]
+        for r in records
+        if "reason" in r or (partial / "images" / f"{r['image']}.webp").exists()
+    }
 
 
 def lines(out):
@@ -133,7 +141,9 @@ def test_every_photograph_is_in_the_manifest_or_among_the_rejects_with_a_reason(
     assert set(reasons.index) == set(BAD)
     for name, reason in BAD.items():
         assert pd.Series([reasons[name]]).str.match(reason).all(), reasons[name]
-    everything = {path.stem for path in (raw / "train").iterdir()} | set(pd.read_csv(raw / "trainLabels.csv")["image"])
+    everything = {path.stem for path in (raw / "train").iterdir()} | set(
+        pd.read_csv(raw / "trainLabels.csv")["image"]
+    )
     assert set(manifest["image"]) == everything - set(BAD) and manifest["image"].is_unique
     for folder, ending in (("images", "webp"), ("masks", "png")):
         files = {path.name for path in (undisturbed / folder).iterdir()}
@@ -146,26 +156,50 @@ def test_the_manifest_says_what_was_taken_from_where(raw, undisturbed):
     assert manifest.columns.tolist() == columns.split()
     labels = pd.read_csv(raw / "trainLabels.csv").set_index("image")["level"]
     for row in manifest.itertuples():
-        assert f"{row.patient}_{row.eye}" == row.image and row.grade == labels[row.image] and row.source == "raw"
+        assert (
+            f"{row.patient}_{row.eye}" == row.image
+            and row.grade == labels[row.image]
+            and row.source == "raw"
+        )
         file = raw / "train" / f"{row.image}.jpeg"
-        checksum = subprocess.run(["sha256sum", file], capture_output=True, text=True, check=True).stdout.split()[0]
+        checksum = subprocess.run(
+            ["sha256sum", file], capture_output=True, text=True, check=True
+        ).stdout.split()[0]
         assert row.sha256 == checksum and (row.width, row.height) == (96, 80)
         box = row.left, row.top, row.right, row.bottom
-        assert np.abs(np.subtract(box, (13, 5, 84, 76))).max() <= 2  # a disc of radius 35 in the frame's centre
+        assert (
+            np.abs(np.subtract(box, (13, 5, 84, 76))).max() <= 2
+        )  # a disc of radius 35 in the frame's centre
     assert (manifest.groupby("patient")["part"].nunique() == 1).all()
 
 
 def test_the_data_set_says_how_it_was_made(raw, undisturbed):
     made = json.loads((undisturbed / "dataset.json").read_text())
     manifest = pd.read_csv(undisturbed / "manifest.csv")
-    asked = {"source": "raw", "size": SIZE, "eye": "both", "test_share": 0.1, "seed": 0, "crop": True}
+    asked = {
+        "source": "raw",
+        "size": SIZE,
+        "eye": "both",
+        "test_share": 0.1,
+        "seed": 0,
+        "crop": True,
+    }
     assert asked.items() <= made.items() and (made["contrast"], made["format"]) == ("none", "webp")
     assert made["rejected"] == len(BAD) and made["duplicates"] == 3
     assert made["versions"] == {name: version(name) for name in ("pillow", "numpy", "scipy")}
-    counts = {part: {int(grade): n for grade, n in by.items() if n} for part, by in made["counts"].items()}
-    assert counts == {part: rows["grade"].value_counts().to_dict() for part, rows in manifest.groupby("part")}
+    counts = {
+        part: {int(grade): n for grade, n in by.items() if n} for part, by in made["counts"].items()
+    }
+    assert counts == {
+        part: rows["grade"].value_counts().to_dict() for part, rows in manifest.groupby("part")
+    }
     names = manifest["image"][manifest["part"] == "train"]
-    pixels = np.stack([np.asarray(Image.open(undisturbed / "images" / f"{name}.webp")) for name in names]) / 255
+    pixels = (
+        np.stack(
+            [np.asarray(Image.open(undisturbed / "images" / f"{name}.webp")) for name in names]
+        )
+        / 255
+    )
     np.testing.assert_allclose(made["mean"], pixels.mean(axis=(0, 1, 2)), rtol=1e-12)
     np.testing.assert_allclose(made["std"], pixels.std(axis=(0, 1, 2)), rtol=1e-9)
 
@@ -182,7 +216,9 @@ def test_a_part_too_large_for_memory_gives_the_same_items(undisturbed, monkeypat
 
 @pytest.mark.parametrize("format, most", [("webp", 0), ("jpeg", 0.06)])
 def test_either_format_is_read_back(raw, undisturbed, tmp_path, format, most):
-    part = fundus.Prepared(fundus.prepare(raw, tmp_path / "out", SIZE, eye="both", format=format), "train")
+    part = fundus.Prepared(
+        fundus.prepare(raw, tmp_path / "out", SIZE, eye="both", format=format), "train"
+    )
     reference = fundus.Prepared(undisturbed, "train")
     assert part.names == reference.names and torch.equal(part.mean, reference.mean)
     assert (part.images.float() - reference.images.float()).abs().mean() / 255 <= most
@@ -193,7 +229,8 @@ def test_graham_contrast_is_on_request(raw, undisturbed, tmp_path):
     out = fundus.prepare(raw, tmp_path / "out", SIZE, eye="both", contrast="graham")
     for name in fundus.Prepared(out, "test").names:
         plain, normalised = (
-            np.asarray(Image.open(folder / "images" / f"{name}.webp")) for folder in (undisturbed, out)
+            np.asarray(Image.open(folder / "images" / f"{name}.webp"))
+            for folder in (undisturbed, out)
         )
         assert (normalised == cropping.graham(plain)).all() and (normalised != plain).any()
 
@@ -203,7 +240,10 @@ def test_graham_contrast_is_on_request(raw, undisturbed, tmp_path):
 
 @pytest.mark.parametrize("workers", ["a thread", "four threads", "two processes"])
 def test_the_result_does_not_depend_on_the_workers(raw, undisturbed, tmp_path, workers):
-    pools = {"a thread": lambda: ThreadPoolExecutor(1), "four threads": lambda: ThreadPoolExecutor(4)}
+    pools = {
+        "a thread": lambda: ThreadPoolExecutor(1),
+        "four threads": lambda: ThreadPoolExecutor(4),
+    }
     with pools.get(workers, lambda: cropping.pool_of(2))() as executor:
         out = fundus.prepare(raw, tmp_path / "out", SIZE, eye="both", executor=executor)
         assert executor.submit(max, 1, 2).result() == 2  # it is its owner's to shut down
@@ -211,12 +251,22 @@ def test_the_result_does_not_depend_on_the_workers(raw, undisturbed, tmp_path, w
 
 
 @pytest.mark.slow
-@mock.patch.dict(os.environ)  # Dask leaves OMP_NUM_THREADS=1 behind, which another process of a test would inherit
+@mock.patch.dict(
+    os.environ
+)  # Dask leaves OMP_NUM_THREADS=1 behind, which another process of a test would inherit
 def test_the_result_of_a_dask_cluster_is_the_same(raw, undisturbed, tmp_path):
     from distributed import Client
 
-    settings = {"n_workers": 2, "threads_per_worker": 1, "processes": True, "dashboard_address": None}
-    with Client(**settings, local_directory=tmp_path / "dask") as client, client.get_executor() as executor:
+    settings = {
+        "n_workers": 2,
+        "threads_per_worker": 1,
+        "processes": True,
+        "dashboard_address": None,
+    }
+    with (
+        Client(**settings, local_directory=tmp_path / "dask") as client,
+        client.get_executor() as executor,
+    ):
         out = fundus.prepare(raw, tmp_path / "out", SIZE, eye="both", executor=executor)
         workers = {worker["pid"] for worker in client.run(lambda: {"pid": os.getpid()}).values()}
     assert len(workers) == 2 and os.getpid() not in workers
@@ -258,7 +308,12 @@ def killed(raw, out, photographs, seconds):
         stderr=subprocess.DEVNULL,
     )
     try:
-        until(lambda: process.poll() is not None or (unfinished(out) and lines(out) >= before + photographs))
+        until(
+            lambda: (
+                process.poll() is not None
+                or (unfinished(out) and lines(out) >= before + photographs)
+            )
+        )
         time.sleep(seconds)
         assert process.poll() is None, "it had ended before it was killed"
         workers = psutil.Process(process.pid).children(recursive=True)
@@ -274,7 +329,9 @@ def killed(raw, out, photographs, seconds):
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_leaves_no_worker_and_goes_on_to_the_same_bytes(raw, undisturbed, tmp_path):
+def test_killed_at_any_moment_it_leaves_no_worker_and_goes_on_to_the_same_bytes(
+    raw, undisturbed, tmp_path
+):
     """Five times kill -9; then only what is missing is prepared, and every file is that of an undisturbed run."""
     out, moments, workers = tmp_path / "out", random.Random(), []
     for photographs in (0, 1, *moments.sample(range(2, 8), 3)):
@@ -283,7 +340,11 @@ def test_killed_at_any_moment_it_leaves_no_worker_and_goes_on_to_the_same_bytes(
     assert max(map(len, workers)) >= 2  # that there were workers to end
     (partial,) = unfinished(out)
     done = kept(partial)
-    times = {path.name: path.stat().st_mtime_ns for path in (partial / "images").glob("*.webp") if path.stem in done}
+    times = {
+        path.name: path.stat().st_mtime_ns
+        for path in (partial / "images").glob("*.webp")
+        if path.stem in done
+    }
     everything = {path.stem for path in (raw / "train").iterdir()} - {"99_left"}
     assert 0 < len(done) < len(everything)
     with Counting() as executor:
@@ -296,7 +357,9 @@ def test_killed_at_any_moment_it_leaves_no_worker_and_goes_on_to_the_same_bytes(
 
 def test_a_full_disk_is_said_and_what_was_done_is_kept(raw, undisturbed, tmp_path, full_disk):
     out = tmp_path / "out"
-    with pytest.raises(OSError, match=r"disk of .*out.*partial is full. Free some space and run again") as raised:
+    with pytest.raises(
+        OSError, match=r"disk of .*out.*partial is full. Free some space and run again"
+    ) as raised:
         full_disk(raw, out, 12, SIZE, eye="both")
     assert raised.value.errno == errno.ENOSPC and not out.exists()
     (partial,) = unfinished(out)
@@ -308,7 +371,9 @@ def test_a_full_disk_is_said_and_what_was_done_is_kept(raw, undisturbed, tmp_pat
     assert contents(out) == contents(undisturbed)
 
 
-def test_a_journal_whose_last_line_was_cut_off_loses_that_photograph_alone(raw, undisturbed, tmp_path, full_disk):
+def test_a_journal_whose_last_line_was_cut_off_loses_that_photograph_alone(
+    raw, undisturbed, tmp_path, full_disk
+):
     out = tmp_path / "out"
     with pytest.raises(OSError, match="full"):
         full_disk(raw, out, 12, SIZE, eye="both")
@@ -319,11 +384,17 @@ def test_a_journal_whose_last_line_was_cut_off_loses_that_photograph_alone(raw, 
     done = kept(partial)
     with Counting() as executor:
         fundus.prepare(raw, out, SIZE, eye="both", executor=executor)
-    assert last in executor.names and not done & set(executor.names) and len(executor.names) + len(done) == 59
+    assert (
+        last in executor.names
+        and not done & set(executor.names)
+        and len(executor.names) + len(done) == 59
+    )
     assert contents(out) == contents(undisturbed)
 
 
-def test_a_photograph_whose_file_went_missing_is_prepared_again(raw, undisturbed, tmp_path, full_disk):
+def test_a_photograph_whose_file_went_missing_is_prepared_again(
+    raw, undisturbed, tmp_path, full_disk
+):
     out = tmp_path / "out"
     with pytest.raises(OSError, match="full"):
         full_disk(raw, out, 12, SIZE, eye="both")
@@ -346,7 +417,9 @@ def test_an_error_in_the_last_step_costs_no_photograph(raw, undisturbed, tmp_pat
     assert executor.names == [] and contents(out) == contents(undisturbed)
 
 
-def test_other_settings_are_another_folder_and_never_a_mixture(raw, undisturbed, tmp_path, full_disk):
+def test_other_settings_are_another_folder_and_never_a_mixture(
+    raw, undisturbed, tmp_path, full_disk
+):
     """Two interrupted runs of two settings are finished in turn; the older data set is kept beside."""
     out = tmp_path / "out"
     for settings in ({"size": SIZE}, {"size": SIZE, "contrast": "graham"}):
@@ -363,7 +436,9 @@ def test_other_settings_are_another_folder_and_never_a_mixture(raw, undisturbed,
     assert {path.name for path in tmp_path.iterdir()} == {"out", "out.1", "out.2"}
 
 
-def test_a_second_run_at_once_is_told_and_the_first_one_is_not_disturbed(raw, undisturbed, tmp_path):
+def test_a_second_run_at_once_is_told_and_the_first_one_is_not_disturbed(
+    raw, undisturbed, tmp_path
+):
     out, go = tmp_path / "out", threading.Event()
     with ThreadPoolExecutor(1) as busy, ThreadPoolExecutor(1) as other:
         busy.submit(go.wait)
@@ -371,12 +446,16 @@ def test_a_second_run_at_once_is_told_and_the_first_one_is_not_disturbed(raw, un
             first = other.submit(fundus.prepare, raw, out, SIZE, eye="both", executor=busy)
             until(lambda: unfinished(out) and (unfinished(out)[0] / "journal.jsonl").exists())
             for seed in (0, 1):
-                with pytest.raises(RuntimeError, match=r"Another run is preparing .*out: wait until it has ended"):
+                with pytest.raises(
+                    RuntimeError, match=r"Another run is preparing .*out: wait until it has ended"
+                ):
                     fundus.prepare(raw, out, SIZE, eye="both", seed=seed)
         finally:
             go.set()
         assert first.result() == out
-    assert contents(out) == contents(undisturbed) and {path.name for path in tmp_path.iterdir()} == {"out"}
+    assert contents(out) == contents(undisturbed) and {
+        path.name for path in tmp_path.iterdir()
+    } == {"out"}
     assert fundus.prepare(raw, out, SIZE, eye="both") == out
 
 

@@ -33,13 +33,23 @@ STORED = {
 }
 
 
-def frame(height=240, width=320, x=160, y=120, radius=90, level=170, rim=1.0, noise=0, black=0, seed=0):
+def frame(
+    height=240, width=320, x=160, y=120, radius=90, level=170, rim=1.0, noise=0, black=0, seed=0
+):
     """A disc in a frame, uint8 (H, W, 3), and its box: brightness falls from `level` to `rim * level`."""
     rows, columns = np.mgrid[:height, :width]
     distance = np.hypot(columns - x, rows - y) / radius
     brightness = level * (1 - (1 - rim) * distance**2) * (distance <= 1) + black
-    values = brightness[..., None] * RED + np.random.default_rng(seed).normal(0, 1, (height, width, 3)) * noise
-    box = max(x - radius, 0), max(y - radius, 0), min(x + radius + 1, width), min(y + radius + 1, height)
+    values = (
+        brightness[..., None] * RED
+        + np.random.default_rng(seed).normal(0, 1, (height, width, 3)) * noise
+    )
+    box = (
+        max(x - radius, 0),
+        max(y - radius, 0),
+        min(x + radius + 1, width),
+        min(y + radius + 1, height),
+    )
     return values.clip(0, 255).astype(np.uint8), box
 
 
@@ -60,7 +70,9 @@ def chunked(width, height, depth, colour, rows):
     """A PNG written by hand from its specification: `rows` are the scan lines with their filter bytes."""
 
     def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
@@ -76,7 +88,9 @@ def prepared(tmp_path, data, mask=None, size=32, contrast="none", format="webp")
     if mask is not None:
         (tmp_path / "mask.png").write_bytes(mask)
         mask = tmp_path / "mask.png"
-    return cropping.prepare_photograph("bad", path, mask, tmp_path / "out", size, True, contrast, format)
+    return cropping.prepare_photograph(
+        "bad", path, mask, tmp_path / "out", size, True, contrast, format
+    )
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +103,9 @@ def full_size(fundus, width=2592, height=1944, diameter=1944, left=None):
     """The phantom, `diameter` pixels across, in a black frame of a camera's size."""
     canvas = Image.new("RGB", (width, height))
     disc = Image.fromarray(fundus).resize((diameter, diameter), Image.Resampling.BICUBIC)
-    canvas.paste(disc, ((width - diameter) // 2 if left is None else left, (height - diameter) // 2))
+    canvas.paste(
+        disc, ((width - diameter) // 2 if left is None else left, (height - diameter) // 2)
+    )
     return np.asarray(canvas)
 
 
@@ -128,7 +144,9 @@ def full_size(fundus, width=2592, height=1944, diameter=1944, left=None):
 )
 def test_the_crop_box_is_the_box_of_the_disc(drawn):
     image, box = frame(**drawn)
-    assert np.abs(np.subtract(cropping.crop_box(image), box)).max() <= max(2, 0.01 * (box[2] - box[0]))
+    assert np.abs(np.subtract(cropping.crop_box(image), box)).max() <= max(
+        2, 0.01 * (box[2] - box[0])
+    )
 
 
 def test_the_retina_is_the_disc():
@@ -159,12 +177,15 @@ def test_a_black_or_flat_frame_has_no_retina(level):
 def test_a_speck_of_light_is_no_retina():
     image = np.zeros((200, 300, 3), np.uint8)
     image[:, ::10] = 200
-    with pytest.raises(ValueError, match=r"no retina found: the largest region covers \d\.\d% of the frame"):
+    with pytest.raises(
+        ValueError, match=r"no retina found: the largest region covers \d\.\d% of the frame"
+    ):
         cropping.crop_box(image)
 
 
 @given(
-    st.tuples(st.integers(200, 420), st.integers(200, 420)) | st.tuples(st.integers(200, 900), st.integers(200, 900)),
+    st.tuples(st.integers(200, 420), st.integers(200, 420))
+    | st.tuples(st.integers(200, 900), st.integers(200, 900)),
     st.floats(0.15, 0.6),
     st.tuples(st.floats(0, 1), st.floats(0, 1)),
     st.floats(30, 220),
@@ -173,14 +194,18 @@ def test_a_speck_of_light_is_no_retina():
     st.integers(0, 25),
 )
 @settings(max_examples=60, deadline=None, derandomize=True)
-def test_the_crop_box_of_any_disc_is_right_and_holds_it(shape, radius, centre, level, rim, noise, black):
+def test_the_crop_box_of_any_disc_is_right_and_holds_it(
+    shape, radius, centre, level, rim, noise, black
+):
     """Anywhere, cut by the frame or not: within 1.5 % of its extent and two pixels, with 98 % of its area."""
     (height, width), radius = shape, radius * min(shape)
     x, y = centre[0] * width, centre[1] * height
     rows, columns = np.mgrid[:height, :width]
     disc = np.hypot(columns - x, rows - y) <= radius
     assume(0.08 <= disc.mean() <= 0.9)
-    image, _ = frame(height, width, x, y, radius, level, rim, noise * min(8, level / 10), black, height)
+    image, _ = frame(
+        height, width, x, y, radius, level, rim, noise * min(8, level / 10), black, height
+    )
     left, top, right, bottom = box = cropping.crop_box(image)
     upright, across = np.flatnonzero(disc.any(1)), np.flatnonzero(disc.any(0))
     truth = np.array([across[0], upright[0], across[-1] + 1, upright[-1] + 1])
@@ -193,7 +218,9 @@ def test_a_bright_grey_background_is_background(fundus):
     noise = np.random.default_rng(0).normal(60, 2, (800, 1000, 3))
     noise[80:720, 200:840] += fundus
     box = cropping.crop_box(noise.clip(0, 255).astype(np.uint8))
-    assert np.abs(np.subtract(box, (206, 86, 834, 714))).max() <= 8  # the phantom's retina is 0.98 of its 640 pixels
+    assert (
+        np.abs(np.subtract(box, (206, 86, 834, 714))).max() <= 8
+    )  # the phantom's retina is 0.98 of its 640 pixels
 
 
 @pytest.mark.parametrize("fraction", [0, 0.1, 0.15])
@@ -201,7 +228,12 @@ def test_a_photograph_cropped_already_stays_whole(fundus, fraction):
     """The retina touches all edges; above and below it is cut, as most cameras do."""
     cut = round(640 * fraction)
     box = cropping.crop_box(fundus[cut : 640 - cut])
-    assert np.abs(np.subtract(box, (6, 6 if cut == 0 else 0, 634, 634 if cut == 0 else 640 - 2 * cut))).max() <= 4
+    assert (
+        np.abs(
+            np.subtract(box, (6, 6 if cut == 0 else 0, 634, 634 if cut == 0 else 640 - 2 * cut))
+        ).max()
+        <= 4
+    )
 
 
 def test_a_retina_that_fills_the_frame_stays_whole(fundus):
@@ -220,7 +252,9 @@ def test_a_notch_in_the_rim_does_not_narrow_the_box(x, y):
 
 def test_noise_alone_is_no_retina():
     image = np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8)
-    with pytest.raises(ValueError, match=r"no retina found: the largest region covers 0\.0% of the frame"):
+    with pytest.raises(
+        ValueError, match=r"no retina found: the largest region covers 0\.0% of the frame"
+    ):
         cropping.crop_box(image)
 
 
@@ -255,7 +289,9 @@ def test_a_disc_that_the_camera_cut_stays_a_disc():
 def test_no_single_lesion_pixel_is_lost(size):
     rng = np.random.default_rng(size)
     box = 13, 7, 311, 229
-    for x, y, bit in zip(rng.integers(13, 311, 60), rng.integers(7, 229, 60), rng.integers(0, 8, 60), strict=True):
+    for x, y, bit in zip(
+        rng.integers(13, 311, 60), rng.integers(7, 229, 60), rng.integers(0, 8, 60), strict=True
+    ):
         bits = np.zeros((240, 320), np.uint8)
         bits[y, x] = 1 << bit
         small = cropping.cut_mask(bits, box, size)
@@ -276,7 +312,9 @@ def test_other_modes_are_read_as_rgb(mode, tmp_path):
 def test_cmyk_jpegs_have_their_right_colours():
     """Stored as Adobe does, inverted: the retina is red, not cyan."""
     image, box = frame()
-    read, found, _ = cropping.extract(encoded(image, mode="CMYK", quality=95), "photograph.jpeg", 64)
+    read, found, _ = cropping.extract(
+        encoded(image, mode="CMYK", quality=95), "photograph.jpeg", 64
+    )
     expected = cropping.cut(image, box, 64)
     assert np.abs(np.subtract(found, box)).max() <= 2
     assert np.abs(read[20:44, 20:44].mean((0, 1)) - expected[20:44, 20:44].mean((0, 1))).max() < 3
@@ -286,14 +324,18 @@ def test_a_png_named_jpeg_is_read_for_what_it_is(tmp_path):
     image, _ = frame(seed=4, noise=3)
     record = prepared(tmp_path, encoded(image, "png"), size=48)
     file = np.asarray(Image.open(tmp_path / "out" / "images" / "bad.webp"))
-    assert "reason" not in record and (file == cropping.cut(image, cropping.crop_box(image), 48)).all()
+    assert (
+        "reason" not in record and (file == cropping.cut(image, cropping.crop_box(image), 48)).all()
+    )
 
 
 def test_a_colour_png_of_16_bits_keeps_its_upper_8(tmp_path):
     image, _ = frame(48, 64, 32, 24, 20)
     low = np.random.default_rng(0).integers(0, 256, image.shape)
     rows = (image * np.uint16(256) + low).astype(">u2").reshape(48, -1)
-    (tmp_path / "deep.png").write_bytes(chunked(64, 48, 16, 2, b"".join(b"\0" + row.tobytes() for row in rows)))
+    (tmp_path / "deep.png").write_bytes(
+        chunked(64, 48, 16, 2, b"".join(b"\0" + row.tobytes() for row in rows))
+    )
     assert (cropping.read_photograph(tmp_path / "deep.png") == image).all()
 
 
@@ -305,7 +347,9 @@ def test_every_exif_orientation_gives_the_upright_photograph_and_box(fundus, ori
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     stored = np.ascontiguousarray(STORED[orientation](upright))
-    expected, wanted, _ = cropping.extract(encoded(upright, quality=98, subsampling=0), "upright.jpeg", size)
+    expected, wanted, _ = cropping.extract(
+        encoded(upright, quality=98, subsampling=0), "upright.jpeg", size
+    )
     data = encoded(stored, quality=98, subsampling=0, exif=exif)
     image, box, shape = cropping.extract(data, "turned.jpeg", size)
     assert shape == (640, 480)
@@ -316,7 +360,9 @@ def test_every_exif_orientation_gives_the_upright_photograph_and_box(fundus, ori
     assert psnr(image, expected) > 25 > psnr(image[::-1], expected)
 
 
-@pytest.mark.parametrize("format", [{"format": "png"}, {"format": "tiff"}, {"format": "webp", "lossless": True}])
+@pytest.mark.parametrize(
+    "format", [{"format": "png"}, {"format": "tiff"}, {"format": "webp", "lossless": True}]
+)
 @pytest.mark.parametrize("orientation", STORED)
 def test_exif_orientation_is_applied_to_every_pixel_once(orientation, format, tmp_path):
     upright, _ = frame(60, 90, 40, 25, 20, noise=9)
@@ -341,7 +387,9 @@ def test_a_reduced_decode_is_the_full_one_resampled(fundus, shape, monkeypatch):
     for size, fraction in ((64, 8), (128, 8), (224, 4), (512, 2)):
         image, box, found = cropping.extract(data, "full.jpeg", size)
         assert found == shape and full.shape == (*shape[::-1], 3)
-        assert decoded.pop()[0].size == tuple(-(-side // fraction) for side in shape) and not decoded
+        assert (
+            decoded.pop()[0].size == tuple(-(-side // fraction) for side in shape) and not decoded
+        )
         assert psnr(image, cropping.cut(full, box, size)) > 45
         centre = shape[0] // 2
         truth = centre - 953, 19, centre + 953, 1925  # 0.98 of 1,944 pixels
@@ -349,14 +397,23 @@ def test_a_reduced_decode_is_the_full_one_resampled(fundus, shape, monkeypatch):
 
 
 def test_a_small_disc_is_decoded_again_and_finer(fundus, monkeypatch):
-    data, decode, decoded = encoded(full_size(fundus, diameter=700, left=300), quality=92), cropping._decoded, []
+    data, decode, decoded = (
+        encoded(full_size(fundus, diameter=700, left=300), quality=92),
+        cropping._decoded,
+        [],
+    )
     monkeypatch.setattr(cropping, "_decoded", lambda *a: decoded.append(decode(*a)) or decoded[-1])
     image, box, _ = cropping.extract(data, "small.jpeg", 256)
     assert [first.size for first, _ in decoded] == [(648, 486), (2592, 1944)]
     assert np.abs(np.subtract(box, (307, 629, 993, 1315))).max() <= 8
     full, coarse = np.asarray(decode(data, "small.jpeg")[0]), np.asarray(decoded[0][0])
     expected = cropping.cut(full, box, 256)
-    assert psnr(image, expected) > 45 > 40 > psnr(cropping.cut(coarse, [end / 4 for end in box], 256), expected)
+    assert (
+        psnr(image, expected)
+        > 45
+        > 40
+        > psnr(cropping.cut(coarse, [end / 4 for end in box], 256), expected)
+    )
 
 
 def test_a_whole_frame_is_taken_as_it_is(fundus):
@@ -400,9 +457,13 @@ def test_webp_keeps_every_level_and_jpeg_nearly(tmp_path, fundus):
     data = encoded(fundus, "png")
     expected, box, _ = cropping.extract(data, "bad.jpeg", 128)
     records = [prepared(tmp_path, data, size=128, format=format) for format in ("webp", "jpeg")]
-    webp, jpeg = (Image.open(tmp_path / "out" / "images" / f"bad.{format}") for format in ("webp", "jpeg"))
+    webp, jpeg = (
+        Image.open(tmp_path / "out" / "images" / f"bad.{format}") for format in ("webp", "jpeg")
+    )
     assert (np.asarray(webp) == expected).all() and webp.format == "WEBP"
-    assert JpegImagePlugin.get_sampling(jpeg) == 0 and psnr(np.asarray(jpeg), expected) > 35  # 0: 4:4:4
+    assert (
+        JpegImagePlugin.get_sampling(jpeg) == 0 and psnr(np.asarray(jpeg), expected) > 35
+    )  # 0: 4:4:4
     assert records[0] == records[1] and records[0]["box"] == box
     assert records[0]["sha256"] == hashlib.sha256(data).hexdigest()
     levels = expected.reshape(-1, 3).astype(object)  # Python's integers, exact
@@ -497,22 +558,39 @@ def test_a_bad_file_is_rejected_with_its_reason(kind, tmp_path):
 def test_a_photograph_that_cannot_be_opened_is_rejected_with_what_the_system_says(tmp_path):
     (tmp_path / "folder.jpeg").mkdir()
     for name, said in (("folder.jpeg", "Is a directory"), ("gone.jpeg", "No such file")):
-        record = cropping.prepare_photograph("x", tmp_path / name, None, tmp_path, 32, True, "none", "webp")
+        record = cropping.prepare_photograph(
+            "x", tmp_path / name, None, tmp_path, 32, True, "none", "webp"
+        )
         assert re.match(f"unreadable: .*{said}", record["reason"])
 
 
 BITS = np.zeros(DISC.shape[:2], np.uint8)
 MASKS = {
     "a mask of text": (lambda: b"no mask", "mask unreadable: cannot identify"),
-    "a mask cut off": (lambda: cut_off(encoded(BITS, "png")), "mask unreadable: image file is truncated.*: mask.png"),
+    "a mask cut off": (
+        lambda: cut_off(encoded(BITS, "png")),
+        "mask unreadable: image file is truncated.*: mask.png",
+    ),
     "a mask of another size": (
         lambda: encoded(BITS[1:], "png"),
         r"mask of shape \(239, 320\) for a photograph of shape",
     ),
-    "a colour mask": (lambda: encoded(DISC, "png"), r"mask of shape \(240, 320, 3\) for a photograph of shape"),
-    "a mask of 16 bits": (lambda: encoded(BITS.astype(np.uint16), "png"), "mask of uint16, not of 8 bits: mask.png"),
-    "a mask in floating point": (lambda: encoded(BITS.astype("f"), "tiff"), "mask of float32, not of 8 bits: mask.png"),
-    "a mask that is a bomb": (lambda: chunked(20_000, 20_000, 8, 0, bytes(20_000)), "mask unreadable: .* pixels"),
+    "a colour mask": (
+        lambda: encoded(DISC, "png"),
+        r"mask of shape \(240, 320, 3\) for a photograph of shape",
+    ),
+    "a mask of 16 bits": (
+        lambda: encoded(BITS.astype(np.uint16), "png"),
+        "mask of uint16, not of 8 bits: mask.png",
+    ),
+    "a mask in floating point": (
+        lambda: encoded(BITS.astype("f"), "tiff"),
+        "mask of float32, not of 8 bits: mask.png",
+    ),
+    "a mask that is a bomb": (
+        lambda: chunked(20_000, 20_000, 8, 0, bytes(20_000)),
+        "mask unreadable: .* pixels",
+    ),
 }
 
 
@@ -541,7 +619,11 @@ FILES = [
 ]
 
 
-@given(st.sampled_from(FILES), st.randoms(use_true_random=False), st.sampled_from(["cut", "changed", "lost"]))
+@given(
+    st.sampled_from(FILES),
+    st.randoms(use_true_random=False),
+    st.sampled_from(["cut", "changed", "lost"]),
+)
 @settings(max_examples=300, deadline=None, derandomize=True)
 def test_whatever_is_wrong_with_a_file_it_is_prepared_or_rejected(data, random, damage):
     damaged = bytearray(data)
@@ -558,9 +640,16 @@ def test_whatever_is_wrong_with_a_file_it_is_prepared_or_rejected(data, random, 
         try:
             image, box, (width, height) = cropping.extract(bytes(damaged), "damaged", 32)
         except ValueError as error:
-            assert re.match("unreadable: |truncated: |decompression bomb: |no retina found: |too small: ", str(error))
+            assert re.match(
+                "unreadable: |truncated: |decompression bomb: |no retina found: |too small: ",
+                str(error),
+            )
         else:
-            assert image.shape == (32, 32, 3) and 0 <= box[0] < box[2] <= width and 0 <= box[1] < box[3] <= height
+            assert (
+                image.shape == (32, 32, 3)
+                and 0 <= box[0] < box[2] <= width
+                and 0 <= box[1] < box[3] <= height
+            )
 
 
 # Real photographs
@@ -579,12 +668,18 @@ def test_no_crop_cuts_more_than_a_hundredth_of_a_real_retina():
         bright = np.asarray(Image.open(path).getchannel("R")) > 20
         lost[path.name] = 1 - bright[top:bottom, left:right].sum() / bright.sum()
         assert shape == bright.shape[::-1] and bright.mean() > 0.5
-        assert (right - left) * (bottom - top) < 0.9 * bright.size  # a crop that cuts nothing would not show it
-    assert len(lost) >= 54 and max(lost.values()) <= 0.01, f"most lost: {max(lost.items(), key=lambda item: item[1])}"
+        assert (right - left) * (
+            bottom - top
+        ) < 0.9 * bright.size  # a crop that cuts nothing would not show it
+    assert len(lost) >= 54 and max(lost.values()) <= 0.01, (
+        f"most lost: {max(lost.items(), key=lambda item: item[1])}"
+    )
 
 
 @pytest.mark.parametrize("contrast", ["none", "graham"])
 def test_a_frame_taken_whole_that_hardly_varies_is_no_retina(contrast):
     flat = np.random.default_rng(0).integers(40, 46, (90, 90, 3), dtype=np.uint8)
-    with pytest.raises(ValueError, match=r"no retina found: the frame varies by \d+ of 255 levels, 12 needed"):
+    with pytest.raises(
+        ValueError, match=r"no retina found: the frame varies by \d+ of 255 levels, 12 needed"
+    ):
         cropping.extract(encoded(flat, "png"), "flat.png", 64, crop=False, contrast=contrast)

@@ -27,7 +27,9 @@ def photographs(raw):
 
 def right_eyes(path):
     with open(path) as file:
-        grades = Counter(row["level"] for row in csv.DictReader(file) if row["image"].endswith("_right"))
+        grades = Counter(
+            row["level"] for row in csv.DictReader(file) if row["image"].endswith("_right")
+        )
     return tuple(grades[str(grade)] for grade in range(5))
 
 
@@ -96,11 +98,15 @@ def annotation(*things):
 @pytest.fixture
 def ilsvrc(tmp_path):
     """The same three boxes of two photographs as CSV and as XML, with a numbering of five classes."""
-    (tmp_path / "LOC_synset_mapping.txt").write_text("n04 d\nn01 a fish, a big one\nn02 b\nn03 c\nn05 e\n")
+    (tmp_path / "LOC_synset_mapping.txt").write_text(
+        "n04 d\nn01 a fish, a big one\nn02 b\nn03 c\nn05 e\n"
+    )
     csv = "ImageId,PredictionString\nval_1,n03 10 20 109 219 n03 0 0 4 9 \nval_2,n01 1 2 3 4\n"
     (tmp_path / "solution.csv").write_text(csv)
     (tmp_path / "xml").mkdir()
-    (tmp_path / "xml/val_1.xml").write_text(annotation(("n03", 10, 20, 109, 219), ("n03", 0, 0, 4, 9)))
+    (tmp_path / "xml/val_1.xml").write_text(
+        annotation(("n03", 10, 20, 109, 219), ("n03", 0, 0, 4, 9))
+    )
     (tmp_path / "xml/val_2.xml").write_text(annotation(("n01", 1, 2, 3, 4)))
     return tmp_path
 
@@ -120,7 +126,9 @@ def test_boxes_that_cannot_be_read_or_numbered_are_refused(ilsvrc):
     (ilsvrc / "short.csv").write_text("ImageId,PredictionString\nval_1,n03 1 2 3\n")
     with pytest.raises(ValueError, match=r"val_1 .* is not `wnid x0 y0 x1 y1`"):
         sources.imagenet_boxes(ilsvrc / "short.csv")
-    (ilsvrc / "xml/val_3.xml").write_text("<annotation><object><name>n01</name></object></annotation>")
+    (ilsvrc / "xml/val_3.xml").write_text(
+        "<annotation><object><name>n01</name></object></annotation>"
+    )
     with pytest.raises(ValueError, match=r"val_3.xml is not an ILSVRC annotation"):
         sources.imagenet_boxes(ilsvrc / "xml")
     (ilsvrc / "LOC_synset_mapping.txt").unlink()
@@ -129,7 +137,10 @@ def test_boxes_that_cannot_be_read_or_numbered_are_refused(ilsvrc):
 
 
 def test_a_folder_of_your_own_needs_a_table_of_labels(tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match=r"is no collection: .* labels.csv with the columns image .* and level"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"is no collection: .* labels.csv with the columns image .* and level",
+    ):
         sources.folder(tmp_path)
     with pytest.raises(FileNotFoundError, match="nowhere is no collection"):
         sources.folder(tmp_path / "nowhere")
@@ -166,7 +177,9 @@ def test_retinamnist_is_a_collection_with_its_own_parts(medmnist):
     raw = sources.retinamnist(28)
     assert raw == paths.RAW / "retinamnist-28"
     table, rejects = labels.read_labels(raw, "both")
-    assert table["part"].value_counts().to_dict() == {"train": 5, "test": 3, "val": 2} and not rejects
+    assert (
+        table["part"].value_counts().to_dict() == {"train": 5, "test": 3, "val": 2} and not rejects
+    )
     for part in labels.PARTS:
         rows = table[table["part"] == part]
         assert rows["grade"].tolist() == medmnist[1][f"{part}_labels"][:, 0].tolist()
@@ -192,7 +205,9 @@ def test_retinamnist_is_found_where_its_package_downloads_it(medmnist, tmp_path)
 
 
 def test_a_missing_or_damaged_retinamnist_is_answered_with_steps(medmnist):
-    with pytest.raises(ValueError, match=r"size is 64; RetinaMNIST is here read in 28 and 224 pixels"):
+    with pytest.raises(
+        ValueError, match=r"size is 64; RetinaMNIST is here read in 28 and 224 pixels"
+    ):
         sources.retinamnist(64)
     with pytest.raises(FileNotFoundError, match=r"retinamnist_224.npz is not on disk") as missing:
         sources.retinamnist(224)
@@ -202,7 +217,9 @@ def test_a_missing_or_damaged_retinamnist_is_answered_with_steps(medmnist):
     assert str(paths.RAW / "medmnist") in steps[3]
     whole = medmnist[0].read_bytes()
     medmnist[0].write_bytes(whole[:-1])
-    with pytest.raises(ValueError, match=r"retinamnist.npz is not MedMNIST's file: its md5 is .*download it anew"):
+    with pytest.raises(
+        ValueError, match=r"retinamnist.npz is not MedMNIST's file: its md5 is .*download it anew"
+    ):
         sources.retinamnist(28)
     assert not (paths.RAW / "retinamnist-28").exists()
 
@@ -214,7 +231,10 @@ def test_the_real_retinamnist_has_its_published_counts(tmp_path, monkeypatch):
     monkeypatch.setenv("COMPANION_DATASETS", str(shelf))
     monkeypatch.setattr(paths, "RAW", tmp_path)
     table, rejects = labels.read_labels(sources.retinamnist(28), "both")
-    assert table["part"].value_counts().to_dict() == {"train": 1080, "val": 120, "test": 400} and not rejects
+    assert (
+        table["part"].value_counts().to_dict() == {"train": 1080, "val": 120, "test": 400}
+        and not rejects
+    )
 
 
 def scene(seed, size):
@@ -237,7 +257,9 @@ def published(tmp_path, monkeypatch):
         for folder in (grading, home / "C. Localization"):
             (folder / "1. Original Images" / part).mkdir(parents=True)
             for i, seed in enumerate(seeds, 1):
-                scene(seed, (120, 80)).save(folder / "1. Original Images" / part / f"IDRiD_{i:03d}.jpg", quality=95)
+                scene(seed, (120, 80)).save(
+                    folder / "1. Original Images" / part / f"IDRiD_{i:03d}.jpg", quality=95
+                )
     (grading / "2. Groundtruths").mkdir()
     table = "Image name,Retinopathy grade,Risk of macular edema ,,\n" + "".join(
         f"IDRiD_{i:03d},{grade},{grade % 3},,\n" for i, grade in enumerate([0, 3, 1, 2, 4, 0], 1)
@@ -277,7 +299,9 @@ def graded(raw):
     return {row.image: (row.grade, row.part) for row in table.itertuples()}, rejects
 
 
-TRAINING = {f"train_IDRiD_{i:03d}": (grade, "train") for i, grade in enumerate([0, 3, 1, 2, 4, 0], 1)}
+TRAINING = {
+    f"train_IDRiD_{i:03d}": (grade, "train") for i, grade in enumerate([0, 3, 1, 2, 4, 0], 1)
+}
 TESTING = {f"test_IDRiD_{i:03d}": (grade, "test") for i, grade in enumerate([4, 0, 3], 1)}
 
 
@@ -296,7 +320,9 @@ def test_idrids_photographs_with_masks_are_held_out_and_their_twins_not_learnt_f
     collection, rejects = graded(sources.idrid(lesions=True))
     held_out = {"lesions_IDRiD_01": (3, "lesions"), "lesions_IDRiD_02": (-1, "lesions")}
     held_out |= {"lesions_IDRiD_03": (-1, "lesions"), "lesions_IDRiD_55": (3, "lesions")}
-    learnt = {name: TRAINING[name] for name in ("train_IDRiD_001", "train_IDRiD_003", "train_IDRiD_006")}
+    learnt = {
+        name: TRAINING[name] for name in ("train_IDRiD_001", "train_IDRiD_003", "train_IDRiD_006")
+    }
     assert collection == learnt | TESTING | held_out and not rejects
 
 
@@ -314,19 +340,26 @@ def test_idrids_masks_are_one_file_by_the_names_of_the_lesions(published):
                 expected[20 + number : 40 + number, 10 + 30 * i : 25 + 30 * i] = True
             assert (masks.pop(name) == expected).all()
         assert not any(mask.any() for mask in masks.values())
-    before = {path.name: (path.stat().st_ino, path.read_bytes()) for path in (raw / "masks").iterdir()}
+    before = {
+        path.name: (path.stat().st_ino, path.read_bytes()) for path in (raw / "masks").iterdir()
+    }
     assert sources.idrid(lesions=True) == raw  # the masks, which took long, are taken over
-    assert {path.name: (path.stat().st_ino, path.read_bytes()) for path in (raw / "masks").iterdir()} == before
+    assert {
+        path.name: (path.stat().st_ino, path.read_bytes()) for path in (raw / "masks").iterdir()
+    } == before
 
 
 def test_without_idrid_or_its_masks_it_is_said_what_to_get(published, tmp_path):
     shutil.rmtree(published / "A. Segmentation")
-    with pytest.raises(FileNotFoundError, match=r"no lesion masks in .*idrid: put `A. Segmentation` of IDRiD there"):
+    with pytest.raises(
+        FileNotFoundError, match=r"no lesion masks in .*idrid: put `A. Segmentation` of IDRiD there"
+    ):
         sources.idrid(lesions=True)
     assert len(graded(sources.idrid())[0]) == 9
     (tmp_path / "empty").mkdir()
     with pytest.raises(
-        FileNotFoundError, match=r"no IDRiD in .*empty: put `B. Disease Grading`.*https://ieee-dataport"
+        FileNotFoundError,
+        match=r"no IDRiD in .*empty: put `B. Disease Grading`.*https://ieee-dataport",
     ):
         sources.idrid(path=str(tmp_path / "empty"))
 
@@ -341,11 +374,16 @@ def real_idrid(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_real_idrid_has_its_six_duplicates_reported_and_nothing_else_rejected(real_idrid, tmp_path):
+def test_the_real_idrid_has_its_six_duplicates_reported_and_nothing_else_rejected(
+    real_idrid, tmp_path
+):
     """Train 118 is test 064; 21 = 391 and 28 = 327 are graded differently, 45 = 333, 73 = 375 and 79 = 279 alike."""
     raw = sources.idrid(path=str(real_idrid))
     collection, rejects = graded(raw)
-    assert Counter(part for _, part in collection.values()) == {"train": 413, "test": 103} and not rejects
+    assert (
+        Counter(part for _, part in collection.values()) == {"train": 413, "test": 103}
+        and not rejects
+    )
     out = fundus.prepare(raw, tmp_path / "prepared", 16, eye="both")
     reasons = pd.read_csv(out / "rejects.csv").set_index("image")["reason"].to_dict()
     twins = {
@@ -368,9 +406,13 @@ def test_the_real_idrid_has_its_six_duplicates_reported_and_nothing_else_rejecte
 
 
 @pytest.mark.slow
-def test_the_real_idrids_twins_of_photographs_with_masks_have_left_training(real_idrid, monkeypatch):
+def test_the_real_idrids_twins_of_photographs_with_masks_have_left_training(
+    real_idrid, monkeypatch
+):
     """By another measure than the one that found them: the correlation of the photographs, reduced to 48 x 32."""
-    monkeypatch.setattr(sources, "IDRID_MASKS", {"SE": "cotton_wool_spot"})  # the others take a minute to read
+    monkeypatch.setattr(
+        sources, "IDRID_MASKS", {"SE": "cotton_wool_spot"}
+    )  # the others take a minute to read
     collection = labels.read_labels(sources.idrid(lesions=True, path=str(real_idrid)), "both")[0]
     complete = labels.read_labels(sources.idrid(path=str(real_idrid)), "both")[0]
 
@@ -382,7 +424,9 @@ def test_the_real_idrids_twins_of_photographs_with_masks_have_left_training(real
                 file.draft("RGB", (192, 128))
                 by = round(sides[0] / file.width)
                 box = 0, 0, sides[0] / by, sides[1] / by
-                rows.append(np.asarray(file.resize((48, 32), Image.Resampling.BOX, box), float).ravel())
+                rows.append(
+                    np.asarray(file.resize((48, 32), Image.Resampling.BOX, box), float).ravel()
+                )
         rows = np.array(rows) - np.mean(rows, axis=1, keepdims=True)
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
@@ -391,7 +435,11 @@ def test_the_real_idrids_twins_of_photographs_with_masks_have_left_training(real
     assert len(held_out) == 54 and alike.sum() == 45 and alike.sum(axis=0).max() == 1
     gone = set(complete["image"]) - set(collection["image"])
     twins = {name for name in complete["image"][alike.any(axis=1)] if name.startswith("train")}
-    assert gone == twins | {f"train_IDRiD_{number}" for number in ("017", "083", "271", "299", "347")}
+    assert gone == twins | {
+        f"train_IDRiD_{number}" for number in ("017", "083", "271", "299", "347")
+    }
     grades = dict(zip(complete["image"], complete["grade"], strict=True))
-    expected = [max([grades[name] for name in complete["image"][column]], default=-1) for column in alike.T]
+    expected = [
+        max([grades[name] for name in complete["image"][column]], default=-1) for column in alike.T
+    ]
     assert held_out["grade"].tolist() == expected

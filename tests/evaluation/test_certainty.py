@@ -29,7 +29,9 @@ def softmax(scores):
 def test_the_interval_is_scipys_percentile_bootstrap():
     x = np.random.default_rng(1).exponential(size=80)
     ours = certainty.interval(np.mean, x, samples=20_000, seed=3)
-    theirs = stats.bootstrap((x,), np.mean, method="percentile", n_resamples=20_000, rng=4).confidence_interval
+    theirs = stats.bootstrap(
+        (x,), np.mean, method="percentile", n_resamples=20_000, rng=4
+    ).confidence_interval
     assert ours == pytest.approx(tuple(theirs), abs=0.012)
     narrow = certainty.interval(np.mean, x, samples=20_000, level=0.5)
     assert ours[0] < narrow[0] < x.mean() < narrow[1] < ours[1]
@@ -45,9 +47,17 @@ def test_arrays_are_resampled_together():
         return np.corrcoef(x, y)[0, 1]
 
     theirs = stats.bootstrap(
-        (x, y), correlation, paired=True, vectorized=False, method="percentile", n_resamples=4000, rng=5
+        (x, y),
+        correlation,
+        paired=True,
+        vectorized=False,
+        method="percentile",
+        n_resamples=4000,
+        rng=5,
     ).confidence_interval
-    assert certainty.interval(correlation, x, y, samples=4000) == pytest.approx(tuple(theirs), abs=0.02)
+    assert certainty.interval(correlation, x, y, samples=4000) == pytest.approx(
+        tuple(theirs), abs=0.02
+    )
 
 
 def test_of_four_answers_one_right_the_interval_is_the_binomials():
@@ -59,7 +69,9 @@ def test_of_four_answers_one_right_the_interval_is_the_binomials():
 
 def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     rng = np.random.default_rng(0)
-    bounds = [certainty.interval(np.mean, rng.random(60) < 0.3, samples=300, seed=i) for i in range(200)]
+    bounds = [
+        certainty.interval(np.mean, rng.random(60) < 0.3, samples=300, seed=i) for i in range(200)
+    ]
     assert 0.89 < np.mean([low <= 0.3 <= high for low, high in bounds]) < 0.98
 
 
@@ -85,9 +97,13 @@ def test_resamples_without_a_value_are_left_out():
 
 @pytest.mark.filterwarnings("error")
 def test_a_statistic_without_a_value_has_no_interval_and_a_vector_has_one_for_each():
-    assert all(math.isnan(bound) for bound in certainty.interval(lambda x: None, np.ones(3), samples=9))
+    assert all(
+        math.isnan(bound) for bound in certainty.interval(lambda x: None, np.ones(3), samples=9)
+    )
     answers, grades = np.eye(5)[[0, 0, 1, 2, 2, 0]], np.array([0, 0, 1, 2, 2, 2])
-    low, high = certainty.interval(lambda p, g: scores.grading(p, g)["recall"], answers, grades, samples=60)
+    low, high = certainty.interval(
+        lambda p, g: scores.grading(p, g)["recall"], answers, grades, samples=60
+    )
     assert low.shape == high.shape == (5,)
     assert np.isnan(low[3:]).all() and np.isnan(high[3:]).all()
     assert low[0] == high[0] == 1 and low[2] < 2 / 3 < high[2]
@@ -109,7 +125,9 @@ def test_a_level_is_a_share():
 
 def right(both, only_a, only_b, neither):
     counts = both, only_a, only_b, neither
-    return np.repeat([True, True, False, False], counts), np.repeat([True, False, True, False], counts)
+    return np.repeat([True, True, False, False], counts), np.repeat(
+        [True, False, True, False], counts
+    )
 
 
 @pytest.mark.parametrize(("only_a", "only_b"), [(12, 3), (3, 12), (5, 5), (1, 0), (40, 21)])
@@ -149,7 +167,9 @@ def test_operating_points_on_ten_photographs_by_hand():
     others = [0.7, 0.5, 0.4, 0.35, 0.2, 0.1, 0.05]
     p = np.array(referable + others)
     probabilities = np.stack([1 - p, 0 * p, p / 2, p / 4, p / 4], 1)
-    points = certainty.operating_points(probabilities, [4, 3, 2] + [0, 1] * 3 + [0], (1, 6 / 7, 0.8, 3 / 7, 0))
+    points = certainty.operating_points(
+        probabilities, [4, 3, 2] + [0, 1] * 3 + [0], (1, 6 / 7, 0.8, 3 / 7, 0)
+    )
     assert points.threshold.tolist() == pytest.approx([0.9, 0.6, 0.6, 0.3, 0.05])
     assert points.sensitivity.tolist() == pytest.approx([1 / 3, 2 / 3, 2 / 3, 1, 1])
     assert points.specificity.tolist() == pytest.approx([1, 6 / 7, 6 / 7, 3 / 7, 0])
@@ -158,7 +178,9 @@ def test_operating_points_on_ten_photographs_by_hand():
 def test_a_specificity_is_reached_by_counting_not_by_rounding():
     # one of ten referred falsely is a specificity of 0.9, though 1 - 0.9 < 1 / 10 in floating point
     p = np.r_[0.5, 0.6, np.linspace(0.4, 0.1, 9)]
-    point = certainty.operating_points(np.stack([1 - p, 0 * p, p], 1), [2] + [0] * 10, (0.9,)).iloc[0]
+    point = certainty.operating_points(np.stack([1 - p, 0 * p, p], 1), [2] + [0] * 10, (0.9,)).iloc[
+        0
+    ]
     assert (point.sensitivity, point.specificity) == (1, 0.9)
 
 
@@ -175,7 +197,9 @@ def test_no_threshold_with_that_specificity_is_more_sensitive(seed):
                 best = max(best, referred[grades >= 2].mean())
         assert point.sensitivity == pytest.approx(best)
         assert point.specificity >= point.wanted
-        assert (probability >= point.threshold)[grades >= 2].mean() == pytest.approx(point.sensitivity)
+        assert (probability >= point.threshold)[grades >= 2].mean() == pytest.approx(
+            point.sensitivity
+        )
 
 
 @pytest.mark.filterwarnings("error")
@@ -205,7 +229,9 @@ def test_no_temperature_on_a_grid_is_likelier_and_sharpness_is_undone(sharper):
 def test_two_answers_by_hand():
     # two classes, scores (s, 0), three right of four: 1 / (1 + exp(-s / T)) = 3/4, so T = s / ln 3
     scores_ = torch.tensor([[2.0, 0.0]]).repeat(4, 1)
-    assert certainty.temperature(scores_, torch.tensor([0, 0, 0, 1])) == pytest.approx(2 / math.log(3), rel=1e-4)
+    assert certainty.temperature(scores_, torch.tensor([0, 0, 0, 1])) == pytest.approx(
+        2 / math.log(3), rel=1e-4
+    )
 
 
 def test_temperature_makes_overconfident_answers_calibrated():
@@ -235,7 +261,12 @@ def test_calibration_of_four_answers_by_hand():
     assert table.confidence.tolist()[2:] == pytest.approx([0.65, 0.9])
     assert table.accuracy.tolist()[2:] == [0.5, 1.0]
     assert table.accuracy.isna().tolist() == [True, True, False, False]
-    assert table.low.tolist() == [0, 0.25, 0.5, 0.75] and table.high.tolist() == [0.25, 0.5, 0.75, 1]
+    assert table.low.tolist() == [0, 0.25, 0.5, 0.75] and table.high.tolist() == [
+        0.25,
+        0.5,
+        0.75,
+        1,
+    ]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -289,7 +320,12 @@ def test_a_class_that_does_not_occur_leaves_medmnists_auc_without_a_value():
 
 @pytest.mark.parametrize(
     "score",
-    [certainty.operating_points, certainty.temperature, certainty.calibration_error, certainty.medmnist_auc],
+    [
+        certainty.operating_points,
+        certainty.temperature,
+        certainty.calibration_error,
+        certainty.medmnist_auc,
+    ],
 )
 @pytest.mark.parametrize(
     ("values", "labels", "message"),

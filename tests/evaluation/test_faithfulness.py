@@ -34,7 +34,9 @@ def sigmoid(x):
 
 WEIGHT = [[1.0, 2.0], [-1.0, 0.5]]
 IMAGE = torch.tensor([[[[2.0, 1.0], [3.0, 4.0]]]])  # weight x pixel: 2, 2, -3, 2; together 3
-ORDER = torch.tensor([[[3.0, 1.0], [-2.0, 2.0]]])  # the first pixel goes first, then the last, the second, the third
+ORDER = torch.tensor(
+    [[[3.0, 1.0], [-2.0, 2.0]]]
+)  # the first pixel goes first, then the last, the second, the third
 
 
 def trapezoid(values):
@@ -80,7 +82,9 @@ def random_network(seed=0, channels=(6, 8, 8)):
 def literal_area(network, image, order, c, patch, steps, insert):
     """RISE's Algorithm 1 as a loop over pixels: change the next ones, ask the network, add up trapezoids."""
     now, goal = (patch.clone(), image) if insert else (image.clone(), patch)
-    ranked = sorted((-order[row, column].item(), row, column) for row in range(8) for column in range(8))
+    ranked = sorted(
+        (-order[row, column].item(), row, column) for row in range(8) for column in range(8)
+    )
     values = []
     for step in range(steps + 1):
         for _, row, column in ranked[(step - 1) * 64 // steps if step else 0 : step * 64 // steps]:
@@ -94,13 +98,17 @@ def literal_area(network, image, order, c, patch, steps, insert):
 def test_areas_are_those_of_a_literal_loop(insert):
     generator = torch.Generator().manual_seed(1)
     network, images = random_network(), torch.randn(5, 3, 8, 8, generator=generator)
-    patch, maps = torch.randn(5, 3, 8, 8, generator=generator), torch.randn(5, 8, 8, generator=generator)
+    patch, maps = (
+        torch.randn(5, 3, 8, 8, generator=generator),
+        torch.randn(5, 8, 8, generator=generator),
+    )
     classes = torch.tensor([0, 3, 1, 2, 2])
     score = faithfulness.insertion if insert else faithfulness.deletion
     curves, areas = score(network, images, maps, classes, patch, steps=10, batch_size=2)
     assert curves.shape == (5, 11)
     by_hand = [
-        literal_area(network, *row, 10, insert) for row in zip(images, maps, classes.tolist(), patch, strict=True)
+        literal_area(network, *row, 10, insert)
+        for row in zip(images, maps, classes.tolist(), patch, strict=True)
     ]
     assert areas.tolist() == pytest.approx(by_hand, abs=1e-5)
 
@@ -111,7 +119,10 @@ def test_a_faithful_order_beats_noise_and_its_reverse_in_both():
     network, images = Linear(weight.tolist()), torch.randn(20, 1, 16, 16, generator=generator).abs()
     faithful, noise = images[:, 0] * weight, faithfulness.random_map(images, generator)
     areas = [
-        [score(network, images, maps, [0] * 20, 0.0)[1].mean().item() for maps in (faithful, noise, -faithful)]
+        [
+            score(network, images, maps, [0] * 20, 0.0)[1].mean().item()
+            for maps in (faithful, noise, -faithful)
+        ]
         for score in (faithfulness.deletion, faithfulness.insertion)
     ]
     assert areas[0] == sorted(areas[0], reverse=True)[::-1] and areas[0][2] - areas[0][0] > 0.3
@@ -132,7 +143,9 @@ def test_equal_responses_go_in_no_direction():
 
 def test_deletion_runs_in_batches_and_leaves_the_network_and_the_images_as_they_were():
     linear = Linear(torch.ones(8, 8).tolist())
-    faithfulness.deletion(linear, torch.ones(5, 1, 8, 8), torch.rand(5, 8, 8), [0] * 5, 0.0, steps=2, batch_size=2)
+    faithfulness.deletion(
+        linear, torch.ones(5, 1, 8, 8), torch.rand(5, 8, 8), [0] * 5, 0.0, steps=2, batch_size=2
+    )
     assert linear.seen == [2, 2, 2, 2, 2, 2, 1, 1, 1]
     network, images = random_network().train(), torch.randn(4, 3, 8, 8)
     before, kept = copy.deepcopy(network.state_dict()), images.clone()
@@ -160,7 +173,13 @@ def test_deletion_runs_in_batches_and_leaves_the_network_and_the_images_as_they_
 )
 @pytest.mark.parametrize("score", [faithfulness.deletion, faithfulness.insertion])
 def test_deletion_and_insertion_refuse_what_does_not_fit(score, changed, message):
-    good = {"images": torch.zeros(2, 3, 8, 8), "maps": torch.rand(2, 8, 8), "classes": [0, 1], "patch": 0.0, "steps": 4}
+    good = {
+        "images": torch.zeros(2, 3, 8, 8),
+        "maps": torch.rand(2, 8, 8),
+        "classes": [0, 1],
+        "patch": 0.0,
+        "steps": 4,
+    }
     with pytest.raises(ValueError, match=message):
         score(random_network(), **(good | changed))
 
@@ -169,7 +188,9 @@ def test_a_network_that_answers_nan_is_named():
     network = random_network()
     network.head.weight.data.fill_(torch.nan)
     with pytest.raises(ValueError, match="AllConvNet answers with NaN"):
-        faithfulness.deletion(network, torch.zeros(1, 3, 8, 8), torch.rand(1, 8, 8), [0], 0.0, steps=1)
+        faithfulness.deletion(
+            network, torch.zeros(1, 3, 8, 8), torch.rand(1, 8, 8), [0], 0.0, steps=1
+        )
 
 
 # --- similarity
@@ -188,7 +209,9 @@ def test_similarity_is_spearmans_of_the_absolute_and_of_the_positive_map():
     absolute, positive = faithfulness.similarity(torch.tensor(maps), others, where)
     pairs = [(a[w], b[w]) for a, b, w in zip(maps, others, where, strict=True)]
     assert absolute == pytest.approx(np.mean([spearman(abs(a), abs(b)) for a, b in pairs]))
-    assert positive == pytest.approx(np.mean([spearman(a.clip(min=0), b.clip(min=0)) for a, b in pairs]))
+    assert positive == pytest.approx(
+        np.mean([spearman(a.clip(min=0), b.clip(min=0)) for a, b in pairs])
+    )
 
 
 def test_similarity_is_1_to_any_rising_function_of_the_map_and_sees_signs_in_the_positive_part_only():
@@ -277,10 +300,14 @@ def test_edges_mixed_into_a_gradient_fail_it_too():
 
 def test_a_map_that_is_the_same_for_all_images_and_weights_fails():
     table = faithfulness.sanity(
-        random_network(), blobs(), lambda network, images: torch.arange(576.0).view(24, 24).expand(6, -1, -1)
+        random_network(),
+        blobs(),
+        lambda network, images: torch.arange(576.0).view(24, 24).expand(6, -1, -1),
     )
     assert not faithfulness.passes(table)
-    silent = faithfulness.sanity(random_network(), blobs(), lambda network, images: torch.zeros(6, 24, 24))
+    silent = faithfulness.sanity(
+        random_network(), blobs(), lambda network, images: torch.zeros(6, 24, 24)
+    )
     assert not faithfulness.passes(silent)
 
 
@@ -293,7 +320,9 @@ def test_layers_become_random_from_the_last_to_the_first_and_stay_so():
 
     def watch(current, images):
         now = current.state_dict()
-        changed = {name.rpartition(".")[0] for name in now if not torch.equal(now[name], trained[name])}
+        changed = {
+            name.rpartition(".")[0] for name in now if not torch.equal(now[name], trained[name])
+        }
         seen.append((changed, current.training, current is network, now["head.weight"].clone()))
         return torch.randn(2, 4, 4)
 
@@ -347,7 +376,9 @@ def test_what_changes_outside_where_does_not_count():
     noise = torch.Generator().manual_seed(0)
 
     def half(network, images):
-        return torch.where(torch.tensor(where), faithfulness.edges(images), faithfulness.random_map(images, noise))
+        return torch.where(
+            torch.tensor(where), faithfulness.edges(images), faithfulness.random_map(images, noise)
+        )
 
     table = faithfulness.sanity(random_network(), blobs(4), half, where)
     assert table.absolute.tolist() == pytest.approx([1] * len(table))
@@ -364,7 +395,11 @@ class Token(nn.Module):
     [
         (random_network(), torch.zeros(1, 3, 8, 8), "there are 1 images"),
         (nn.ReLU(), torch.zeros(2, 3, 8, 8), "ReLU has 0 layers"),
-        (nn.Sequential(Token()), torch.zeros(2, 3, 8, 8), r"of which \['0'\] have no reset_parameters"),
+        (
+            nn.Sequential(Token()),
+            torch.zeros(2, 3, 8, 8),
+            r"of which \['0'\] have no reset_parameters",
+        ),
     ],
 )
 def test_sanity_refuses_what_it_cannot_randomise(network, images, message):

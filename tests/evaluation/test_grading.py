@@ -35,7 +35,13 @@ def auc_by_pairs(value, positive):
 
 
 def test_a_confusion_matrix_worked_by_hand():
-    confusion = [[50, 10, 0, 0, 0], [5, 5, 0, 0, 0], [0, 4, 12, 4, 0], [0, 0, 2, 3, 0], [1, 0, 0, 0, 4]]
+    confusion = [
+        [50, 10, 0, 0, 0],
+        [5, 5, 0, 0, 0],
+        [0, 4, 12, 4, 0],
+        [0, 0, 2, 3, 0],
+        [1, 0, 0, 0, 4],
+    ]
     result = scores.grading(*answers(confusion))
     assert result["confusion"] == confusion
     assert result["accuracy"] == pytest.approx(74 / 100)
@@ -56,9 +62,13 @@ def test_random_confusion_matrices_agree_with_the_definitions(seed):
     assert result["confusion"] == confusion.tolist()
     assert result["kappa"] == pytest.approx(kappa_by_definition(confusion))
     assert result["accuracy"] == pytest.approx(np.trace(confusion) / confusion.sum())
-    assert result["majority_rate"] == pytest.approx(max(np.mean(grades == grade) for grade in range(5)))
+    assert result["majority_rate"] == pytest.approx(
+        max(np.mean(grades == grade) for grade in range(5))
+    )
     assert result["balanced_accuracy"] == pytest.approx(np.mean(np.diag(confusion) / counts))
-    assert result["auc_referable"] == pytest.approx(auc_by_pairs(probabilities[:, 2:].sum(1), grades >= 2))
+    assert result["auc_referable"] == pytest.approx(
+        auc_by_pairs(probabilities[:, 2:].sum(1), grades >= 2)
+    )
 
 
 def test_an_answer_without_skill_scores_what_the_docstring_says():
@@ -73,7 +83,9 @@ def test_an_answer_without_skill_scores_what_the_docstring_says():
 
 def test_a_perfect_answer_and_one_that_is_wrong_by_as_much_as_can_be():
     perfect = scores.grading(np.eye(5)[[0, 1, 2, 3, 4]], [0, 1, 2, 3, 4])
-    assert [perfect[name] for name in ("accuracy", "balanced_accuracy", "kappa", "auc_referable")] == [1, 1, 1, 1]
+    assert [
+        perfect[name] for name in ("accuracy", "balanced_accuracy", "kappa", "auc_referable")
+    ] == [1, 1, 1, 1]
     reversed_ = scores.grading(np.eye(5)[[4, 4, 0, 0]], [0, 0, 4, 4])
     assert [reversed_[name] for name in ("accuracy", "kappa", "auc_referable")] == [0, -1, 0]
 
@@ -210,10 +222,21 @@ def test_iou_refuses_an_empty_box(empty):
 
 
 def test_strong_is_at_least_the_given_share_of_each_images_maximum_and_positive():
-    response = torch.tensor([[[4.0, 2.0, 1.9], [0.0, -3.0, 1.0]], [[0.4, 0.2, 0.1], [-1.0, 0.0, 0.3]]])
-    assert scores.strong(response, 0.5).int().tolist() == [[[1, 1, 0], [0, 0, 0]], [[1, 1, 0], [0, 0, 1]]]
-    assert scores.strong(response, 0).int().tolist() == [[[1, 1, 1], [0, 0, 1]], [[1, 1, 1], [0, 0, 1]]]
-    assert scores.strong(response, 1).int().tolist() == [[[1, 0, 0], [0, 0, 0]], [[1, 0, 0], [0, 0, 0]]]
+    response = torch.tensor(
+        [[[4.0, 2.0, 1.9], [0.0, -3.0, 1.0]], [[0.4, 0.2, 0.1], [-1.0, 0.0, 0.3]]]
+    )
+    assert scores.strong(response, 0.5).int().tolist() == [
+        [[1, 1, 0], [0, 0, 0]],
+        [[1, 1, 0], [0, 0, 1]],
+    ]
+    assert scores.strong(response, 0).int().tolist() == [
+        [[1, 1, 1], [0, 0, 1]],
+        [[1, 1, 1], [0, 0, 1]],
+    ]
+    assert scores.strong(response, 1).int().tolist() == [
+        [[1, 0, 0], [0, 0, 0]],
+        [[1, 0, 0], [0, 0, 0]],
+    ]
     assert not scores.strong(torch.zeros(2, 3, 3), 0.2).any()
     assert not scores.strong(-torch.ones(1, 3, 3), 0.2).any()
     for threshold in (-0.1, 1.1, float("nan")):
@@ -256,9 +279,15 @@ def test_table_1_on_a_network_that_is_followed_by_hand(batch_size):
     network = LeftOrRight()
     # only:    (3, 0) -> 0 right; (1, 0) -> 0 wrong; (0, 2) -> 1 right; (5, 0) -> 0 right
     # without: (0, 1) -> 1 wrong; (0, 2) -> 1 right; (1, 0) -> 0 wrong; (0, 0) -> 0 right, a tie
-    assert scores.accuracy_with_and_without(network, images, labels, mask, 0.0, batch_size) == (0.75, 0.5)
+    assert scores.accuracy_with_and_without(network, images, labels, mask, 0.0, batch_size) == (
+        0.75,
+        0.5,
+    )
     # a patch of 4:  (3, 4) wrong; (1, 4) right; (4, 2) wrong; (5, 4) right | (4, 1) right; (4, 2) wrong; (1, 4); (4, 0)
-    assert scores.accuracy_with_and_without(network, images, labels, mask, 4.0, batch_size) == (0.5, 0.75)
+    assert scores.accuracy_with_and_without(network, images, labels, mask, 4.0, batch_size) == (
+        0.5,
+        0.75,
+    )
     assert network.training
     with pytest.raises(ValueError, match=r"mask \(4, 2, 1\)"):
         scores.accuracy_with_and_without(network, images, labels, mask.transpose(1, 2), 0.0)
@@ -270,7 +299,10 @@ TRUE = [(0, 0, 100, 100)]
 
 
 def test_the_boxes_below_overlap_as_their_names_say():
-    assert scores.iou(AT_49, TRUE[0]) == pytest.approx(0.4892, abs=1e-3) and scores.iou(AT_49, TRUE[0]) < 0.5
+    assert (
+        scores.iou(AT_49, TRUE[0]) == pytest.approx(0.4892, abs=1e-3)
+        and scores.iou(AT_49, TRUE[0]) < 0.5
+    )
     assert scores.iou(AT_51, TRUE[0]) == pytest.approx(0.5106, abs=1e-3)
 
 
@@ -281,7 +313,13 @@ LOCALISED = {  # answered classes and boxes, best first; the truth is class 3 at
     "right class, IoU 0.51": ([3, 1], [AT_51, PERFECT], TRUE, 0, 0),
     "right in the second answer": ([1, 3], [PERFECT, AT_51], TRUE, 1, 0),
     "second instance": ([3, 1], [AT_51, PERFECT], [(500, 500, 510, 510), TRUE[0]], 0, 0),
-    "between two instances": ([3, 1], [(50, 0, 150, 100), PERFECT], [TRUE[0], (100, 0, 200, 100)], 1, 1),
+    "between two instances": (
+        [3, 1],
+        [(50, 0, 150, 100), PERFECT],
+        [TRUE[0], (100, 0, 200, 100)],
+        1,
+        1,
+    ),
 }
 
 
@@ -295,7 +333,9 @@ def test_localisation_of_one_image_is_right_or_wrong_as_worked_out_by_hand(name)
 def test_the_error_of_many_images_is_the_mean_and_lists_that_do_not_fit_are_refused():
     cases = list(LOCALISED.values())
     classes, boxes, truths = ([case[i] for case in cases] for i in range(3))
-    assert scores.localisation_error(classes, boxes, torch.tensor([3] * 7), truths) == pytest.approx(3 / 7)
+    assert scores.localisation_error(
+        classes, boxes, torch.tensor([3] * 7), truths
+    ) == pytest.approx(3 / 7)
     assert scores.known_class_accuracy([box[0] for box in boxes], truths) == pytest.approx(5 / 7)
     with pytest.raises(ValueError):
         scores.localisation_error(classes, boxes, [3] * 6, truths)
@@ -316,5 +356,7 @@ def test_the_best_threshold_for_all_maps_is_found():
 def test_answers_other_than_the_likeliest_grades_are_scored_where_they_are_given():
     probabilities = np.array([[0.6, 0.4, 0, 0, 0], [0.1, 0.2, 0.7, 0, 0]])
     found = scores.grading(probabilities, [1, 2], predicted=[1, 1])
-    assert found["accuracy"] == 0.5 and found["confusion"][1][1] == 1 and found["confusion"][2][1] == 1
+    assert (
+        found["accuracy"] == 0.5 and found["confusion"][1][1] == 1 and found["confusion"][2][1] == 1
+    )
     assert found["auc_referable"] == scores.grading(probabilities, [1, 2])["auc_referable"] == 1

@@ -14,7 +14,12 @@ LABELS = torch.tensor([0, 1, 2, 2, 2, 3, 4, 4])
 
 
 def scores(rows=8, classes=5, seed=0):
-    return torch.randn(rows, classes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * 2
+    return (
+        torch.randn(
+            rows, classes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+        )
+        * 2
+    )
 
 
 def mean(losses, terms):
@@ -53,8 +58,13 @@ def test_expected_grade_adds_the_squared_error_of_the_expectation():
     losses, terms = objectives.expected_grade(S, torch.tensor([0]))
     assert losses.item() == pytest.approx(np.log(4) + 1.25**2)
     assert terms.item() == 1
-    far = torch.tensor([[9.0, 0, 0, 0, 5.0], [9.0, 5.0, 0, 0, 0]])  # answers 0; the next best is 4, or 1
-    plain, ordered = (f(far, torch.tensor([0, 0]))[0] for f in (objectives.cross_entropy, objectives.expected_grade))
+    far = torch.tensor(
+        [[9.0, 0, 0, 0, 5.0], [9.0, 5.0, 0, 0, 0]]
+    )  # answers 0; the next best is 4, or 1
+    plain, ordered = (
+        f(far, torch.tensor([0, 0]))[0]
+        for f in (objectives.cross_entropy, objectives.expected_grade)
+    )
     assert plain[0] == plain[1] and ordered[0] > ordered[1]
 
 
@@ -80,7 +90,9 @@ def test_corn_with_the_log_odds_of_a_softmax_would_be_cross_entropy_up_to_a_fact
     tails = S.softmax(1).flip(1).cumsum(1).flip(1).numpy()  # P(y >= k)
     f = tails[:, 1:] / tails[:, :-1]
     factor = len(LABELS) / sum(min(y + 1, 4) for y in LABELS.tolist())
-    assert conditional_loss(f, LABELS.tolist()) == pytest.approx(factor * functional.cross_entropy(S, LABELS).item())
+    assert conditional_loss(f, LABELS.tolist()) == pytest.approx(
+        factor * functional.cross_entropy(S, LABELS).item()
+    )
 
 
 @pytest.mark.parametrize("name", objectives.LOSSES)
@@ -94,7 +106,9 @@ def test_the_loss_of_a_batch_does_not_depend_on_how_it_is_split(name):
 @pytest.mark.parametrize("name", objectives.LOSSES)
 def test_what_is_added_to_all_scores_changes_neither_loss_nor_answer(name):
     S = scores()
-    torch.testing.assert_close(objectives.LOSSES[name](S + 3, LABELS), objectives.LOSSES[name](S, LABELS))
+    torch.testing.assert_close(
+        objectives.LOSSES[name](S + 3, LABELS), objectives.LOSSES[name](S, LABELS)
+    )
     assert torch.equal(objectives.answers(S + 3, name), objectives.answers(S, name))
 
 
@@ -104,7 +118,10 @@ def test_minimised_on_a_line_it_answers_every_grade_where_it_lies(name):
     labels, head = x.long(), torch.nn.Linear(2, 5)
     for p in head.parameters():
         torch.nn.init.zeros_(p)
-    inputs, optimiser = torch.stack([x - 2.5, (x - 2.5) ** 2 / 2.5], 1), torch.optim.Adam(head.parameters(), 0.2)
+    inputs, optimiser = (
+        torch.stack([x - 2.5, (x - 2.5) ** 2 / 2.5], 1),
+        torch.optim.Adam(head.parameters(), 0.2),
+    )
     for _ in range(300):
         losses, terms = objectives.LOSSES[name](head(inputs), labels)
         optimiser.zero_grad()
@@ -158,7 +175,9 @@ def test_no_other_cuts_give_a_higher_kappa(seed):
     rng = np.random.default_rng(seed)
     n, classes = int(rng.integers(3, 14)), int(rng.integers(2, 5))
     y = np.append(rng.integers(classes, size=n), [0, classes - 1])
-    expected = np.clip(y * rng.uniform(0.2, 1) + rng.normal(0, 1, n + 2), 0, classes - 1).round(seed % 2)  # with ties
+    expected = np.clip(y * rng.uniform(0.2, 1) + rng.normal(0, 1, n + 2), 0, classes - 1).round(
+        seed % 2
+    )  # with ties
     places = [-1, *np.unique(expected) + 1e-9]
 
     def kappa(cuts):
@@ -179,7 +198,9 @@ def test_cuts_of_thousands_of_photographs_beat_rounding_and_do_not_depend_on_the
     cuts, mixed = objectives.thresholds(expected, y), rng.permutation(4000)
     assert objectives.thresholds(expected[mixed], y[mixed]) == cuts
     rounded, cut = expected.round(), np.searchsorted(cuts, expected, side="right")
-    assert cohen_kappa_score(y, cut, weights="quadratic") > 0.03 + cohen_kappa_score(y, rounded, weights="quadratic")
+    assert cohen_kappa_score(y, cut, weights="quadratic") > 0.03 + cohen_kappa_score(
+        y, rounded, weights="quadratic"
+    )
 
 
 @pytest.mark.parametrize(

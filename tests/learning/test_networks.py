@@ -28,13 +28,21 @@ def forward(network, image):
         f = np.maximum(z, 0)
         if layer != layers[-1]:
             _, height, width = f.shape
-            f = f[:, : height // 2 * 2, : width // 2 * 2].reshape(len(f), height // 2, 2, width // 2, 2).max((2, 4))
-    return f, np.einsum("nk,khw->nhw", weights["head.weight"][:, :, 0, 0], f) + weights["head.bias"][:, None, None]
+            f = (
+                f[:, : height // 2 * 2, : width // 2 * 2]
+                .reshape(len(f), height // 2, 2, width // 2, 2)
+                .max((2, 4))
+            )
+    return f, np.einsum("nk,khw->nhw", weights["head.weight"][:, :, 0, 0], f) + weights[
+        "head.bias"
+    ][:, None, None]
 
 
 def norm(z, weights, name):
     names = ("running_mean", "running_var", "weight", "bias")
-    mean, variance, gain, bias = (weights[f"{name}.{statistic}"][:, None, None] for statistic in names)
+    mean, variance, gain, bias = (
+        weights[f"{name}.{statistic}"][:, None, None] for statistic in names
+    )
     return (z - mean) / np.sqrt(variance + 1e-5) * gain + bias
 
 
@@ -67,10 +75,14 @@ def built(kind, *arguments, seed=0):
 def test_scores_and_sequences_are_those_of_the_layers_written_out(network, image):
     f, z = forward(network, image)
     np.testing.assert_allclose(network.features(image[None])[0], f, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(network.head(network.features(image[None]))[0], z, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        network.head(network.features(image[None]))[0], z, rtol=1e-4, atol=1e-5
+    )
     np.testing.assert_allclose(network(image[None])[0], z.mean((1, 2)), rtol=1e-4, atol=1e-5)
     if isinstance(network, RadiomicSequencer):
-        np.testing.assert_allclose(network.sequence(image[None])[0], f.mean((1, 2)), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            network.sequence(image[None])[0], f.mean((1, 2)), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_the_scores_are_an_affine_function_of_the_radiomic_sequence():
@@ -86,8 +98,18 @@ def test_parameters_counted_by_hand():
     def count(network):
         return sum(p.numel() for p in network.parameters())
 
-    assert count(AllConvNet()) == (1 * 9 + 1) * 32 + (32 * 9 + 1) * 64 + (64 * 9 + 1) * 96 + (96 + 1) * 10 == 75_178
-    blocks = (3 * 9 + 2) * 16 + (16 * 9 + 2) * 32 + (32 * 9 + 2) * 48 + (48 * 9 + 2) * 64 + (64 * 9 + 2) * 96
+    assert (
+        count(AllConvNet())
+        == (1 * 9 + 1) * 32 + (32 * 9 + 1) * 64 + (64 * 9 + 1) * 96 + (96 + 1) * 10
+        == 75_178
+    )
+    blocks = (
+        (3 * 9 + 2) * 16
+        + (16 * 9 + 2) * 32
+        + (32 * 9 + 2) * 48
+        + (48 * 9 + 2) * 64
+        + (64 * 9 + 2) * 96
+    )
     assert count(RadiomicSequencer()) == blocks + (96 + 1) * 5 == 102_805
 
 
@@ -100,11 +122,15 @@ def test_every_block_but_the_last_halves_the_map_and_any_size_has_its_scores(siz
     assert RadiomicSequencer().eval()(torch.zeros(1, 3, 16 + size[0], 16 + size[1])).shape == (1, 5)
 
 
-@pytest.mark.parametrize(("kind", "shape"), [(AllConvNet, (1, 28, 28)), (RadiomicSequencer, (3, 32, 32))])
+@pytest.mark.parametrize(
+    ("kind", "shape"), [(AllConvNet, (1, 28, 28)), (RadiomicSequencer, (3, 32, 32))]
+)
 def test_the_last_convolution_has_one_kernel_a_class(kind, shape):
     network = built(kind)
     convolutions = [module for module in network.modules() if isinstance(module, torch.nn.Conv2d)]
-    assert convolutions[-1] is network.head and network.head.out_channels == network.config["classes"]
+    assert (
+        convolutions[-1] is network.head and network.head.out_channels == network.config["classes"]
+    )
     images = torch.randn(2, *shape)
     before = network(images)
     network.head.weight[2], network.head.bias[2] = 0, 7
@@ -114,7 +140,9 @@ def test_the_last_convolution_has_one_kernel_a_class(kind, shape):
     assert (after[:, 2] == 7).all() and (before[:, 2] != 7).all()
 
 
-@pytest.mark.parametrize("network", [built(AllConvNet, 3, 2, (4, 6)), built(RadiomicSequencer, 5, 1, (2, 3, 4))])
+@pytest.mark.parametrize(
+    "network", [built(AllConvNet, 3, 2, (4, 6)), built(RadiomicSequencer, 5, 1, (2, 3, 4))]
+)
 def test_the_configuration_rebuilds_the_network(network):
     again = type(network)(**network.config)
     again.eval().load_state_dict(network.state_dict())
@@ -126,17 +154,23 @@ def test_kernels_start_with_the_deviation_of_he_and_biases_and_class_kernels_at_
     torch.manual_seed(0)
     network = AllConvNet()
     assert not network.head.weight.any()
-    assert not any(module.bias.any() for module in network.modules() if isinstance(module, torch.nn.Conv2d))
+    assert not any(
+        module.bias.any() for module in network.modules() if isinstance(module, torch.nn.Conv2d)
+    )
     for layer in [module for module in network.features if isinstance(module, torch.nn.Conv2d)]:
         inputs = layer.in_channels * layer.kernel_size[0] * layer.kernel_size[1]
         tolerance = 4 / np.sqrt(2 * layer.weight.numel())
         assert layer.weight.std().item() == pytest.approx(np.sqrt(2 / inputs), rel=tolerance)
 
 
-@pytest.mark.parametrize("name, size, places", [("alexnet", 224, 13), ("vgg11_bn", 224, 14), ("vgg16", 64, 4)])
+@pytest.mark.parametrize(
+    "name, size, places", [("alexnet", 224, 13), ("vgg11_bn", 224, 14), ("vgg16", 64, 4)]
+)
 def test_with_gap_is_the_papers_network_and_has_class_activation_maps(name, size, places):
     """13x13 maps for AlexNet-GAP and 14x14 for VGGnet-GAP, as section 3 of the paper says."""
-    original = models.get_model(name, weights=None, **({} if name == "alexnet" else {"init_weights": False}))
+    original = models.get_model(
+        name, weights=None, **({} if name == "alexnet" else {"init_weights": False})
+    )
     network = with_gap(original, classes=7, kernels=32)
     scores, maps = cam.class_activation_maps(network, torch.rand(1, 3, size, size))
     assert maps.shape == (1, 7, places, places)
@@ -203,5 +237,8 @@ def test_a_pretrained_sequencer_sees_a_photograph_as_imagenets_network_does(imag
 
 
 def test_an_unknown_body_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="body is 'vgg'; choose one of plain, residual, squeezenet, squeezenet-frozen"):
+    with pytest.raises(
+        ValueError,
+        match="body is 'vgg'; choose one of plain, residual, squeezenet, squeezenet-frozen",
+    ):
         networks.sequencer("vgg", torch.zeros(3, 1, 1), torch.ones(3, 1, 1))

@@ -27,7 +27,17 @@ from lib.learning import losses as objectives
 from lib.learning import training
 from lib.learning.networks import AllConvNet
 
-COLUMNS = ["epoch", "loss", "val_loss", "val_accuracy", "val_kappa", "learning_rate", "seconds", "wait_share", "kept"]
+COLUMNS = [
+    "epoch",
+    "loss",
+    "val_loss",
+    "val_accuracy",
+    "val_kappa",
+    "learning_rate",
+    "seconds",
+    "wait_share",
+    "kept",
+]
 FOLDERS = os.pathsep.join([str(paths.ROOT), str(paths.ROOT / "tests")])
 
 
@@ -37,7 +47,10 @@ class Examples(torch.utils.data.Dataset):
     def __init__(self, n=10, stop=None, dtype=torch.float32, flips=True):
         generator = torch.Generator().manual_seed(n)
         self.labels = torch.arange(n) % 3
-        self.images = torch.randn(n, 1, 4, 4, generator=generator, dtype=dtype) + self.labels[:, None, None, None]
+        self.images = (
+            torch.randn(n, 1, 4, 4, generator=generator, dtype=dtype)
+            + self.labels[:, None, None, None]
+        )
         self.order, self.stop, self.flips = [], stop, flips
 
     def __len__(self):
@@ -48,7 +61,9 @@ class Examples(torch.utils.data.Dataset):
             raise KeyboardInterrupt
         self.order.append(i)
         image = self.images[i]
-        return (image.flip(2) if self.flips and torch.rand(()) < 0.5 else image), int(self.labels[i])
+        return (image.flip(2) if self.flips and torch.rand(()) < 0.5 else image), int(
+            self.labels[i]
+        )
 
 
 class Graded(Examples):
@@ -63,7 +78,12 @@ def network(seed=0):
     """Every kind of state there is: weights, running means, a counter, and dropout's draws."""
     torch.manual_seed(seed)
     return nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.3), nn.Flatten(), nn.Linear(64, 3)
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Dropout(0.3),
+        nn.Flatten(),
+        nn.Linear(64, 3),
     )
 
 
@@ -81,7 +101,9 @@ def plain():
 
 
 def assert_same_history(a, b):
-    pd.testing.assert_frame_equal(*(t.drop(columns=["seconds", "wait_share"]) for t in (a, b)), check_exact=True)
+    pd.testing.assert_frame_equal(
+        *(t.drop(columns=["seconds", "wait_share"]) for t in (a, b)), check_exact=True
+    )
 
 
 def contents(folder):
@@ -107,7 +129,9 @@ def one_cycle(step, total, highest):
     start, end = highest / 25, highest / 25e4
     if step <= turn:
         return start + (highest - start) * (1 - math.cos(math.pi * step / turn)) / 2
-    return highest + (end - highest) * (1 - math.cos(math.pi * (step - turn) / (total - 1 - turn))) / 2
+    return (
+        highest + (end - highest) * (1 - math.cos(math.pi * (step - turn) / (total - 1 - turn))) / 2
+    )
 
 
 def one_cycle_momentum(step, total):
@@ -127,13 +151,20 @@ def cross_entropy(scores, labels):
     return -np.log(shares[rows, labels]).mean(), gradient / len(labels)
 
 
-def test_the_history_and_the_weights_are_those_of_adamw_and_one_cycle_written_out_in_numpy(tmp_path):
-    train, val = Examples(dtype=torch.float64, flips=False), Examples(7, dtype=torch.float64, flips=False)
+def test_the_history_and_the_weights_are_those_of_adamw_and_one_cycle_written_out_in_numpy(
+    tmp_path,
+):
+    train, val = (
+        Examples(dtype=torch.float64, flips=False),
+        Examples(7, dtype=torch.float64, flips=False),
+    )
     net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).double()
     parameters = [net[1].weight.detach().numpy().copy(), net[1].bias.detach().numpy().copy()]
     first, second = [[np.zeros_like(p) for p in parameters] for _ in range(2)]
     epochs, size, rate = 3, 4, 0.05
-    table = training.fit(net, train, val, tmp_path / "run", epochs=epochs, batch_size=size, learning_rate=rate)
+    table = training.fit(
+        net, train, val, tmp_path / "run", epochs=epochs, batch_size=size, learning_rate=rate
+    )
 
     x, y = train.images.flatten(1).numpy(), train.labels.numpy()
     total, step = epochs * math.ceil(len(x) / size), 0
@@ -144,7 +175,9 @@ def test_the_history_and_the_weights_are_those_of_adamw_and_one_cycle_written_ou
             summed += loss * len(batch)
             lr, beta = one_cycle(step, total, rate), one_cycle_momentum(step, total)
             step += 1
-            for p, m, v, g in zip(parameters, first, second, (slope.T @ x[batch], slope.sum(0)), strict=True):
+            for p, m, v, g in zip(
+                parameters, first, second, (slope.T @ x[batch], slope.sum(0)), strict=True
+            ):
                 p *= 1 - lr * 1e-4
                 m += (1 - beta) * (g - m)
                 v += (1 - 0.999) * (g * g - v)
@@ -174,7 +207,9 @@ def test_every_epoch_sees_every_example_once_in_an_order_of_its_own(tmp_path):
 
 
 @pytest.mark.parametrize("global_seed", [1, 999])
-def test_the_result_does_not_depend_on_pytorchs_global_generator_nor_moves_it(tmp_path, undisturbed, global_seed):
+def test_the_result_does_not_depend_on_pytorchs_global_generator_nor_moves_it(
+    tmp_path, undisturbed, global_seed
+):
     net = network()
     torch.manual_seed(global_seed)
     before = torch.get_rng_state()
@@ -189,7 +224,10 @@ def test_it_leaves_the_four_files_and_the_checkpoint_and_prints_a_line_an_epoch(
     net, table = fit(out)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[:2] for line in lines] == [["epoch", "1"], ["epoch", "2"], ["epoch", "3"]]
-    assert f"loss {table.loss[2]:.3f}" in lines[2] and f"accuracy {table.val_accuracy[2]:.3f}" in lines[2]
+    assert (
+        f"loss {table.loss[2]:.3f}" in lines[2]
+        and f"accuracy {table.val_accuracy[2]:.3f}" in lines[2]
+    )
 
     names = {"weights.safetensors", "history.csv", "metrics.json", "config.json", "checkpoint.pt"}
     assert set(contents(out)) == names
@@ -229,7 +267,9 @@ def test_interrupted_at_any_example_it_continues_to_the_weights_of_an_undisturbe
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("write", range(7))
-def test_stopped_beside_any_write_nothing_half_made_is_taken_for_whole(tmp_path, monkeypatch, undisturbed, write, when):
+def test_stopped_beside_any_write_nothing_half_made_is_taken_for_whole(
+    tmp_path, monkeypatch, undisturbed, write, when
+):
     out, done = tmp_path / "run", []
     replace = os.replace
 
@@ -259,7 +299,9 @@ def test_stopped_beside_any_write_nothing_half_made_is_taken_for_whole(tmp_path,
 
 
 @pytest.mark.slow
-def test_killed_while_it_writes_a_checkpoint_it_continues_from_the_one_before(tmp_path, undisturbed):
+def test_killed_while_it_writes_a_checkpoint_it_continues_from_the_one_before(
+    tmp_path, undisturbed
+):
     out = tmp_path / "run"
     program = f"""
 import io, os, signal, torch
@@ -278,7 +320,9 @@ def dying(states, path):
 torch.save = dying
 test_training.fit({str(out)!r})
 """
-    killed = subprocess.run([sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": FOLDERS})
+    killed = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": FOLDERS}
+    )
     assert killed.returncode == -signal.SIGKILL
     assert set(contents(out)) == {"config.json", "checkpoint.pt", "checkpoint.pt.part"}
 
@@ -327,7 +371,9 @@ def test_a_run_with_another_configuration_is_kept_beside_and_none_is_lost(tmp_pa
     fit(out, epochs=1)
     assert contents(tmp_path / "run.1") == original
     assert contents(tmp_path / "run.2") == changed
-    assert_same_weights(*[load_file(tmp_path / name / "weights.safetensors") for name in ("run", "run.1")])
+    assert_same_weights(
+        *[load_file(tmp_path / name / "weights.safetensors") for name in ("run", "run.1")]
+    )
 
 
 @pytest.mark.parametrize("damage", [None, b"", b'{"epochs": 3,', b"\xff\xfe\x00", b"[]"])
@@ -368,7 +414,8 @@ def test_nan_in_an_image_stops_training_before_its_weights_are_kept(tmp_path):
     train = Examples()
     train.images[4] = math.nan
     with pytest.raises(
-        ValueError, match=r"epoch 1, batch \d of 3: loss nan; images \[4\] of train are not finite\. The checkpoint"
+        ValueError,
+        match=r"epoch 1, batch \d of 3: loss nan; images \[4\] of train are not finite\. The checkpoint",
     ):
         fit(tmp_path / "run", train=train)
     assert set(contents(tmp_path / "run")) == {"config.json"}
@@ -394,8 +441,12 @@ def test_nan_in_the_third_epoch_leaves_the_second_to_be_continued(tmp_path, undi
 def test_a_last_step_that_diverges_is_not_kept_though_the_loss_before_it_was_finite(tmp_path):
     net, val = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), Examples(7)
     val.images *= 1e12
-    with pytest.raises(ValueError, match=r"epoch 1: loss \d.*, then val loss (nan|inf); lower learning_rate"):
-        training.fit(net, Examples(), val, tmp_path / "run", epochs=1, batch_size=10, learning_rate=1e34)
+    with pytest.raises(
+        ValueError, match=r"epoch 1: loss \d.*, then val loss (nan|inf); lower learning_rate"
+    ):
+        training.fit(
+            net, Examples(), val, tmp_path / "run", epochs=1, batch_size=10, learning_rate=1e34
+        )
     assert set(contents(tmp_path / "run")) == {"config.json"}
 
 
@@ -408,7 +459,10 @@ def test_a_last_step_that_diverges_is_not_kept_though_the_loss_before_it_was_fin
         ({"accumulate": 0}, "accumulate: 0, and at least 1"),
         ({"train": Examples(0)}, "train: 0, and at least 1"),
         ({"val": Examples(0)}, "val: 0, and at least 1"),
-        ({"loss": "mse"}, "loss is 'mse'; choose one of cross-entropy, label-smoothing, corn, expected-grade"),
+        (
+            {"loss": "mse"},
+            "loss is 'mse'; choose one of cross-entropy, label-smoothing, corn, expected-grade",
+        ),
         ({"select": "test"}, "select is 'test'; choose one of last, kappa"),
         ({"balanced": True}, "balanced needs train.grades"),
         ({"train": Graded(5)}, r"train has \[0, 0, 0\] examples of the grades"),
@@ -456,7 +510,9 @@ def test_load_names_weights_that_are_damaged_or_no_weights(tmp_path, undisturbed
     shutil.copytree(undisturbed[2], out)
     whole = (out / "weights.safetensors").read_bytes()
     (out / "weights.safetensors").write_bytes(whole[:-8] if content is None else content)
-    with pytest.raises(ValueError, match=r"weights\.safetensors is damaged.*delete .*run and run notebook 04 again"):
+    with pytest.raises(
+        ValueError, match=r"weights\.safetensors is damaged.*delete .*run and run notebook 04 again"
+    ):
         training.load(network(), out, "04")
 
 
@@ -465,7 +521,9 @@ def test_load_names_the_weights_that_are_another_networks(undisturbed):
         training.load(AllConvNet(3, 1, (4,)), undisturbed[2], "02")
 
 
-def test_an_unfinished_run_with_other_settings_is_refused_and_the_differences_are_listed(tmp_path, undisturbed):
+def test_an_unfinished_run_with_other_settings_is_refused_and_the_differences_are_listed(
+    tmp_path, undisturbed
+):
     out = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
         fit(out, train=Examples(stop=15))
@@ -475,7 +533,9 @@ def test_an_unfinished_run_with_other_settings_is_refused_and_the_differences_ar
     ) as caught:
         fit(out, batch_size=5, config={"fingerprint": "b"})
     listed = "batch_size 4 -> 5, channels [4] -> None, fingerprint None -> 'b'. Set them back"
-    assert listed in str(caught.value) and "delete the folder or choose another run name" in str(caught.value)
+    assert listed in str(caught.value) and "delete the folder or choose another run name" in str(
+        caught.value
+    )
     assert contents(out) == before and not (tmp_path / "run.1").exists()
     net, _ = fit(out, network(seed=1))
     assert_same_weights(net.state_dict(), undisturbed[0].state_dict())
@@ -497,7 +557,9 @@ def test_killed_at_random_moments_it_ends_with_the_weights_of_an_undisturbed_run
     command = [sys.executable, "-u", "-c", program, str(tmp_path / "killed"), str(options)]
     rng, epochs = np.random.default_rng(), []
     for _ in range(2):
-        process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": FOLDERS}, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            command, env=os.environ | {"PYTHONPATH": FOLDERS}, stdout=subprocess.PIPE, text=True
+        )
         for _ in range(rng.integers(2, 5)):
             process.stdout.readline()
         time.sleep(rng.uniform(0, 2 * table.seconds.median()))
@@ -512,8 +574,15 @@ def test_killed_at_random_moments_it_ends_with_the_weights_of_an_undisturbed_run
 
 @pytest.mark.slow
 def test_two_processes_have_the_loss_curve_and_weights_of_one(tmp_path):
-    command = [sys.executable, str(paths.ROOT / "tests" / "learning" / "two_processes.py"), "2", str(tmp_path / "2")]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": FOLDERS}, capture_output=True, text=True)
+    command = [
+        sys.executable,
+        str(paths.ROOT / "tests" / "learning" / "two_processes.py"),
+        "2",
+        str(tmp_path / "2"),
+    ]
+    done = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": FOLDERS}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     import two_processes
 
@@ -524,9 +593,14 @@ def test_two_processes_have_the_loss_curve_and_weights_of_one(tmp_path):
     for case in cases:
         one, two = (tmp_path / processes / case for processes in ("1", "2"))
         assert (one / "config.json").read_bytes() == (two / "config.json").read_bytes()
-        a, b = (pd.read_csv(folder / "history.csv").drop(columns=["seconds", "wait_share"]) for folder in (one, two))
+        a, b = (
+            pd.read_csv(folder / "history.csv").drop(columns=["seconds", "wait_share"])
+            for folder in (one, two)
+        )
         pd.testing.assert_frame_equal(a, b, rtol=2e-4 if case == "float32" else 1e-9, atol=0)
-        tolerance = {"rtol": 1e-2, "atol": 1e-3} if case == "float32" else {"rtol": 1e-7, "atol": 1e-9}
+        tolerance = (
+            {"rtol": 1e-2, "atol": 1e-3} if case == "float32" else {"rtol": 1e-7, "atol": 1e-9}
+        )
         weights = (load_file(folder / "weights.safetensors") for folder in (two, one))
         torch.testing.assert_close(*weights, **tolerance)
 
@@ -536,7 +610,9 @@ def test_two_processes_have_the_loss_curve_and_weights_of_one(tmp_path):
 def test_the_processes_share_every_batch_and_none_is_larger_than_asked_for(world, grades):
     whole = training.batches(20, 6, seed=1, epoch=2, grades=grades)
     shares = [training.batches(20, 6, 1, 2, grades, rank, world) for rank in range(world)]
-    together = [sorted(key for part in parts for key in part) for parts in zip(*shares, strict=True)]
+    together = [
+        sorted(key for part in parts for key in part) for parts in zip(*shares, strict=True)
+    ]
     assert together == [sorted(batch) for batch in whole]
     assert [len(batch) for batch in whole] == [5, 5, 5, 5]
     assert (max(len(part) for share in shares for part in share)) == math.ceil(5 / world)
@@ -545,10 +621,15 @@ def test_the_processes_share_every_batch_and_none_is_larger_than_asked_for(world
 
 
 def test_balanced_batches_hold_every_grade_equally_often():
-    grades = torch.arange(1000) // 10 % 10 // 9 + torch.arange(1000) // 990  # 900 of 0, 90 of 1, 10 of 2
+    grades = (
+        torch.arange(1000) // 10 % 10 // 9 + torch.arange(1000) // 990
+    )  # 900 of 0, 90 of 1, 10 of 2
     assert grades.bincount().tolist() == [900, 90, 10]
     drawn = [
-        index for epoch in range(3) for batch in training.batches(1000, 32, 0, epoch, grades) for _, index in batch
+        index
+        for epoch in range(3)
+        for batch in training.batches(1000, 32, 0, epoch, grades)
+        for _, index in batch
     ]
     assert len(drawn) == 3000
     assert (grades[drawn].bincount() - 1000).abs().max() < 150  # 5.8 deviations of a fair draw
@@ -557,12 +638,18 @@ def test_balanced_batches_hold_every_grade_equally_often():
 
 def test_an_example_drawn_twice_is_flipped_anew_and_the_same_wherever_it_is_drawn():
     train = Examples()
-    keys = [key for epoch in range(100) for batch in training.batches(10, 4, 0, epoch) for key in batch]
+    keys = [
+        key for epoch in range(100) for batch in training.batches(10, 4, 0, epoch) for key in batch
+    ]
     assert len({seed for seed, _ in keys}) == 1000
-    flipped = [not torch.equal(training.Seeded(train)[key][0], train.images[key[1]]) for key in keys]
+    flipped = [
+        not torch.equal(training.Seeded(train)[key][0], train.images[key[1]]) for key in keys
+    ]
     assert 430 < sum(flipped) < 570  # 4.4 deviations of a fair coin
     torch.rand(7)
-    assert flipped == [not torch.equal(training.Seeded(train)[key][0], train.images[key[1]]) for key in keys]
+    assert flipped == [
+        not torch.equal(training.Seeded(train)[key][0], train.images[key[1]]) for key in keys
+    ]
 
 
 def test_processes_that_load_change_nothing_not_even_dropout(tmp_path, undisturbed):
@@ -587,7 +674,9 @@ def test_a_step_in_parts_is_the_step_of_the_whole_batch(tmp_path, loss):
 @pytest.mark.parametrize("loss", objectives.LOSSES)
 def test_the_history_of_every_objective_is_recomputed_from_the_kept_weights(tmp_path, loss):
     val = Graded(flips=False)
-    table = training.fit(net := network(), Graded(), val, tmp_path / "run", epochs=3, batch_size=4, loss=loss)
+    table = training.fit(
+        net := network(), Graded(), val, tmp_path / "run", epochs=3, batch_size=4, loss=loss
+    )
     scores, labels = training.predict(net, val)
     losses, terms = objectives.LOSSES[loss](scores, labels)
     last = table.iloc[-1]
@@ -599,7 +688,9 @@ def test_the_history_of_every_objective_is_recomputed_from_the_kept_weights(tmp_
 
 
 @pytest.mark.parametrize("stop", [None, 15, 35])
-def test_selection_keeps_the_first_epoch_with_the_highest_kappa_also_after_an_interruption(tmp_path, monkeypatch, stop):
+def test_selection_keeps_the_first_epoch_with_the_highest_kappa_also_after_an_interruption(
+    tmp_path, monkeypatch, stop
+):
     kappas, snapshots, net = [0.1, 0.5, 0.5, 0.2], [], network()
 
     def kappa(answers, labels):
@@ -634,7 +725,9 @@ def test_images_may_come_as_bytes_and_be_normalised_on_the_device(tmp_path):
     fitted = []
     for floats in (False, True):
         train, val = Bytes(10, floats), Bytes(7, floats, flips=False)
-        table = training.fit(net := network(), train, val, tmp_path / str(floats), epochs=2, batch_size=4)
+        table = training.fit(
+            net := network(), train, val, tmp_path / str(floats), epochs=2, batch_size=4
+        )
         fitted.append((net, table, training.predict(net, val)))
     assert_same_weights(fitted[0][0].state_dict(), fitted[1][0].state_dict())
     assert_same_history(fitted[0][1], fitted[1][1])
@@ -647,7 +740,9 @@ def test_precision_is_fabrics_word_and_one_of_the_settings(tmp_path):
     for precision in ("32-true", "bf16-mixed"):
         fabric, net = Fabric(accelerator="cpu", devices=1, precision=precision), plain().float()
         out = tmp_path / precision
-        tables[precision] = training.fit(net, train, val, out, epochs=3, batch_size=10, fabric=fabric)
+        tables[precision] = training.fit(
+            net, train, val, out, epochs=3, batch_size=10, fabric=fabric
+        )
         assert json.loads((out / "config.json").read_text())["precision"] == precision
         assert all(parameter.dtype == torch.float32 for parameter in net.parameters())
     losses = [table.loss for table in tables.values()]
@@ -656,7 +751,10 @@ def test_precision_is_fabrics_word_and_one_of_the_settings(tmp_path):
 
 
 def test_a_compiled_network_has_the_same_loss_curve(tmp_path, monkeypatch):
-    asked, compiler = [], torch.compile  # PyTorch's own back end would call a C++ compiler, for minutes
+    asked, compiler = (
+        [],
+        torch.compile,
+    )  # PyTorch's own back end would call a C++ compiler, for minutes
 
     def traced(net, backend="eager"):
         asked.append(net)
@@ -667,10 +765,18 @@ def test_a_compiled_network_has_the_same_loss_curve(tmp_path, monkeypatch):
     for compile in (False, True):
         train, val = Graded(20, dtype=torch.float64), Graded(dtype=torch.float64)
         table = training.fit(
-            net := plain(), train, val, tmp_path / str(compile), epochs=2, batch_size=10, compile=compile
+            net := plain(),
+            train,
+            val,
+            tmp_path / str(compile),
+            epochs=2,
+            batch_size=10,
+            compile=compile,
         )
         tables.append(table.loc[:, "loss":"learning_rate"])
-        assert set(load_file(tmp_path / str(compile) / "weights.safetensors")) == set(net.state_dict())
+        assert set(load_file(tmp_path / str(compile) / "weights.safetensors")) == set(
+            net.state_dict()
+        )
     pd.testing.assert_frame_equal(*tables, rtol=1e-9)
     assert asked and all(compiled is net for compiled in asked)
 
@@ -706,7 +812,8 @@ def test_a_grade_that_is_missing_from_the_training_part_is_named(tmp_path):
     train = Graded()
     train.grades = train.labels = train.labels.clamp(max=1)
     with pytest.raises(
-        ValueError, match=r"train has \[6, 4, 0\] examples of the grades 0, 1, .*network answers 0 to 2"
+        ValueError,
+        match=r"train has \[6, 4, 0\] examples of the grades 0, 1, .*network answers 0 to 2",
     ):
         fit(tmp_path / "run", train=train)
     train.grades = train.labels = torch.arange(10) % 4
@@ -719,7 +826,12 @@ def test_a_report_is_given_the_history_after_each_epoch_instead_of_a_printed_lin
     seen = []
     net = network()
     table = training.fit(
-        net, Examples(), Examples(7), tmp_path / "run", epochs=2, report=lambda history: seen.append(list(history))
+        net,
+        Examples(),
+        Examples(7),
+        tmp_path / "run",
+        epochs=2,
+        report=lambda history: seen.append(list(history)),
     )
     assert capsys.readouterr().out == ""
     assert [[row["epoch"] for row in history] for history in seen] == [[1], [1, 2]]
@@ -743,7 +855,11 @@ class Headed(nn.Module):
 def shaped(n, seed):
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(n) % 3
-    images = torch.randn(n, 4, 3, 3, generator=generator) * 5 + torch.eye(4)[labels][:, :, None, None] * 6 + 20
+    images = (
+        torch.randn(n, 4, 3, 3, generator=generator) * 5
+        + torch.eye(4)[labels][:, :, None, None] * 6
+        + 20
+    )
     return TensorDataset(images, labels)
 
 
@@ -752,7 +868,9 @@ def test_a_fitted_head_gives_the_scores_of_scikit_learns_logistic_regression(tmp
     table = training.fit_head(network := Headed(), train, val, tmp_path / "run", strengths=(0.1,))
     sequences = train.tensors[0].mean((2, 3)).numpy()
     both, grades = np.concatenate([sequences, sequences]), np.tile(train.tensors[1].numpy(), 2)
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=5000, tol=1e-8)).fit(both, grades)
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=5000, tol=1e-8)).fit(
+        both, grades
+    )
     unseen = val.tensors[0]
     expected = model.predict_proba(unseen.mean((2, 3)).numpy())
     np.testing.assert_allclose(network(unseen).softmax(1).detach().numpy(), expected, atol=2e-3)
@@ -761,8 +879,12 @@ def test_a_fitted_head_gives_the_scores_of_scikit_learns_logistic_regression(tmp
     assert torch.equal(again(unseen), network(unseen)) and config["strengths"] == [0.1]
 
 
-def test_the_penalty_is_chosen_by_cross_validation_in_which_a_mirror_image_stays_with_its_photograph(tmp_path):
+def test_the_penalty_is_chosen_by_cross_validation_in_which_a_mirror_image_stays_with_its_photograph(
+    tmp_path,
+):
     noise = torch.randn(45, 60, 2, 2, generator=torch.Generator().manual_seed(0))
-    train = TensorDataset(noise, torch.arange(45) % 3)  # nothing to learn: with twins on both sides weak penalties win
+    train = TensorDataset(
+        noise, torch.arange(45) % 3
+    )  # nothing to learn: with twins on both sides weak penalties win
     table = training.fit_head(Headed(60), train, train, tmp_path / "run", strengths=(1e-4, 100.0))
     assert table.C[0] == 1e-4 and abs(table.loss[0] - math.log(3)) < 0.05

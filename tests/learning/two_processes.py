@@ -19,7 +19,9 @@ OPTIONS = {
 
 def main(processes, folder):
     processes = int(processes)
-    fabric = Fabric(accelerator="cpu", devices=processes, strategy="ddp" if processes > 1 else "auto")
+    fabric = Fabric(
+        accelerator="cpu", devices=processes, strategy="ddp" if processes > 1 else "auto"
+    )
     fabric.launch()
     shared = {"epochs": 4, "seed": 2, "fabric": fabric}
     parts = Graded(30, dtype=torch.float64), Graded(10, dtype=torch.float64, flips=False)
@@ -34,7 +36,14 @@ def main(processes, folder):
 
     torch.manual_seed(0)
     network = networks.AllConvNet(3, 1, (8, 16))
-    training.fit(network, Graded(200), Graded(20, flips=False), Path(folder) / "float32", batch_size=20, **shared)
+    training.fit(
+        network,
+        Graded(200),
+        Graded(20, flips=False),
+        Path(folder) / "float32",
+        batch_size=20,
+        **shared,
+    )
 
 
 if __name__ == "__main__":

@@ -59,7 +59,9 @@ def test_classes_are_given_in_the_order_asked_for():
 
 
 def test_a_head_without_bias_has_none_and_its_scores_are_the_means_of_its_maps():
-    network = nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4, bias=False))
+    network = nn.Sequential(
+        nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4, bias=False)
+    )
     assert cam.split(network)[2] is None
     scores, maps = cam.class_activation_maps(network, torch.randn(2, 3, 8, 9))
     torch.testing.assert_close(maps.mean((2, 3)), scores)
@@ -98,7 +100,9 @@ def test_the_score_is_the_mean_of_the_map_and_the_bias_for_any_weights(name):
         options = {"init_weights": False} if name in WITHOUT_INIT else {}
         network = models.get_model(name, weights=None, num_classes=9, **options)
     else:
-        network = InPlaceResidual() if name == "residual in place" else networks.AllConvNet(4, 3, (6, 8))
+        network = (
+            InPlaceResidual() if name == "residual in place" else networks.AllConvNet(4, 3, (6, 8))
+        )
     images = torch.rand(1, 3, 96, 107)
     scores, maps = cam.class_activation_maps(network, images)
     expected = network.eval()(images)
@@ -126,7 +130,9 @@ def test_captums_gradcam_of_the_last_layer_is_the_map_over_its_number_of_places(
     torch.testing.assert_close(maps / maps[0, 0].numel(), expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name, layer, head", [("resnet18", "layer4", "fc"), ("regnet_x_400mf", "trunk_output", "fc")])
+@pytest.mark.parametrize(
+    "name, layer, head", [("resnet18", "layer4", "fc"), ("regnet_x_400mf", "trunk_output", "fc")]
+)
 def test_torchcam_gives_the_same_maps_up_to_its_normalisation(name, layer, head):
     torch.manual_seed(2)
     network, images = models.get_model(name, weights=None).eval(), torch.rand(2, 3, 96, 64)
@@ -150,7 +156,9 @@ class OwnActivation(nn.Module):
         return self.activation(self.network(images))
 
 
-MAX_POOLED = nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(5, 4))
+MAX_POOLED = nn.Sequential(
+    nn.Conv2d(3, 5, 3), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(5, 4)
+)
 REFUSED = {
     "MobileNetV3": (lambda: models.mobilenet_v3_small(weights=None), torch.rand(1, 3, 96, 96)),
     "AlexNet": (lambda: models.alexnet(weights=None), torch.rand(1, 3, 96, 96)),
@@ -165,7 +173,9 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_network_whose_scores_are_no_average_of_maps_is_refused_with_what_to_do(name):
     build, images = REFUSED[name]
-    with pytest.raises(ValueError, match=r"no class activation map exists.*larger images.*global average pooling"):
+    with pytest.raises(
+        ValueError, match=r"no class activation map exists.*larger images.*global average pooling"
+    ):
         cam.class_activation_maps(build(), images)
 
 
@@ -178,7 +188,12 @@ def test_a_network_without_weights_and_one_with_a_3x3_head_are_refused():
 
 @pytest.mark.parametrize(
     ("images", "got"),
-    [(IMAGE[0], r"\(1, 2, 2\)"), (IMAGE.long(), "int64"), (IMAGE.numpy(), "ndarray"), (IMAGE[:0], r"\(0, 1, 2, 2\)")],
+    [
+        (IMAGE[0], r"\(1, 2, 2\)"),
+        (IMAGE.long(), "int64"),
+        (IMAGE.numpy(), "ndarray"),
+        (IMAGE[:0], r"\(0, 1, 2, 2\)"),
+    ],
 )
 def test_images_of_another_rank_or_type_and_an_empty_batch_are_refused(images, got):
     with pytest.raises(ValueError, match=rf"images are .*{got}.*\(B, C, H, W\)"):
@@ -192,7 +207,9 @@ def test_scores_that_are_not_finite_are_refused():
 
 @pytest.mark.parametrize("c", [2, -1])
 def test_a_class_out_of_range_is_refused(c):
-    with pytest.raises(ValueError, match=rf"classes \[{c}\] out of range; the network has 2 classes, 0 to 1"):
+    with pytest.raises(
+        ValueError, match=rf"classes \[{c}\] out of range; the network has 2 classes, 0 to 1"
+    ):
         cam.class_activation_maps(tiny(), IMAGE, classes=[0, c])
 
 
@@ -200,15 +217,21 @@ def test_a_class_out_of_range_is_refused(c):
 def test_images_smaller_than_the_stride_are_refused_with_their_size(name):
     network = models.get_model(name, weights=None)
     with pytest.raises(
-        ValueError, match=f"images of 9 x 8 pixels are smaller than the stride of {type(network).__name__}"
+        ValueError,
+        match=f"images of 9 x 8 pixels are smaller than the stride of {type(network).__name__}",
     ):
         cam.class_activation_maps(network, torch.rand(1, 3, 9, 8))
 
 
 @pytest.mark.parametrize("channels", [1, 4])
 def test_grey_and_rgba_images_for_a_network_of_three_channels_are_refused(channels):
-    with pytest.raises(ValueError, match=rf"images have {channels} channel\(s\), SqueezeNet takes 3.*convert\('RGB'\)"):
-        cam.class_activation_maps(models.squeezenet1_1(weights=None), torch.rand(1, channels, 64, 64))
+    with pytest.raises(
+        ValueError,
+        match=rf"images have {channels} channel\(s\), SqueezeNet takes 3.*convert\('RGB'\)",
+    ):
+        cam.class_activation_maps(
+            models.squeezenet1_1(weights=None), torch.rand(1, channels, 64, 64)
+        )
 
 
 @pytest.mark.parametrize("shape", [(30, 40), (30, 40, 4), (30, 40, 1)])
@@ -223,17 +246,24 @@ def test_a_photograph_is_prepared_as_torchvision_prepares_it():
     photograph = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
     preset = ImageClassification(crop_size=224, resize_size=224)
     expected = preset(torch.tensor(photograph).permute(2, 0, 1))
-    torch.testing.assert_close(networks.prepared(photograph)[0], expected, atol=0.02, rtol=0)  # theirs rounds to uint8
+    torch.testing.assert_close(
+        networks.prepared(photograph)[0], expected, atol=0.02, rtol=0
+    )  # theirs rounds to uint8
 
 
-@pytest.mark.parametrize("images", [torch.rand(2, 3, 16, 16), torch.rand(2, 4, 16, 16), torch.rand(2, 3, 2, 2)])
+@pytest.mark.parametrize(
+    "images", [torch.rand(2, 3, 16, 16), torch.rand(2, 4, 16, 16), torch.rand(2, 3, 2, 2)]
+)
 def test_the_network_is_left_as_it_was_also_after_an_error(images):
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Dropout(0.5),
                             nn.MaxPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))  # fmt: skip
     network.train()[1].eval()
     network[0].bias.requires_grad_(False)
-    state, modes = copy.deepcopy(network.state_dict()), [module.training for module in network.modules()]
+    state, modes = (
+        copy.deepcopy(network.state_dict()),
+        [module.training for module in network.modules()],
+    )
     wanted = [parameter.requires_grad for parameter in network.parameters()]
     try:
         scores, maps = cam.class_activation_maps(network, images)
@@ -246,11 +276,15 @@ def test_the_network_is_left_as_it_was_also_after_an_error(images):
     assert [module.training for module in network.modules()] == modes
     assert [parameter.requires_grad for parameter in network.parameters()] == wanted
     assert all(parameter.grad is None for parameter in network.parameters())
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+    assert not any(
+        module._forward_hooks or module._forward_pre_hooks for module in network.modules()
+    )
 
 
 def test_maps_are_those_of_evaluation_mode():
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(0.9), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    network = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.Dropout(0.9), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)
+    )
     images = torch.rand(1, 3, 8, 8)
     first, second = (cam.class_activation_maps(network.train(), images)[1] for _ in range(2))
     assert torch.equal(first, second) and network.training
@@ -283,7 +317,15 @@ def test_negative_values_are_below_every_threshold():
 
 
 @pytest.mark.parametrize(
-    "map", [np.zeros((3, 3)), -np.ones((3, 3)), np.full((2, 2), np.nan), [[1, np.inf]], [1, 2], np.ones((3, 3))]
+    "map",
+    [
+        np.zeros((3, 3)),
+        -np.ones((3, 3)),
+        np.full((2, 2), np.nan),
+        [[1, np.inf]],
+        [1, 2],
+        np.ones((3, 3)),
+    ],
 )
 def test_a_map_without_a_positive_finite_maximum_or_equal_everywhere_has_no_box(map):
     with pytest.raises(ValueError, match="no box in a map"):
@@ -303,7 +345,9 @@ def squeezenet():
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "pth"])
-def test_weights_are_read_from_a_path_and_from_the_data_sets_folder(squeezenet, kind, tmp_path, monkeypatch):
+def test_weights_are_read_from_a_path_and_from_the_data_sets_folder(
+    squeezenet, kind, tmp_path, monkeypatch
+):
     path = tmp_path / f"imagenet/squeezenet1_1.{kind}"
     path.parent.mkdir()
     (save_file if kind == "safetensors" else torch.save)(squeezenet.state_dict(), path)
@@ -315,13 +359,19 @@ def test_weights_are_read_from_a_path_and_from_the_data_sets_folder(squeezenet, 
     assert torch.equal(network(images), squeezenet(images))
 
 
-def test_weights_of_another_network_and_files_of_another_kind_are_refused_with_the_first_keys(squeezenet, tmp_path):
+def test_weights_of_another_network_and_files_of_another_kind_are_refused_with_the_first_keys(
+    squeezenet, tmp_path
+):
     torch.save(squeezenet.state_dict(), tmp_path / "given.pth")
     torch.save({"epoch": 3, "state_dict": squeezenet.state_dict()}, tmp_path / "wrapped.pth")
     (tmp_path / "text.safetensors").write_text("no weights")
-    with pytest.raises(ValueError, match=r"given.pth does not fit ResNet.*features\.0\.weight.*conv1\.weight"):
+    with pytest.raises(
+        ValueError, match=r"given.pth does not fit ResNet.*features\.0\.weight.*conv1\.weight"
+    ):
         networks.imagenet("resnet18", str(tmp_path / "given.pth"))
-    with pytest.raises(ValueError, match=r"it holds epoch, state_dict, \.\.\. instead of features\.0\.weight"):
+    with pytest.raises(
+        ValueError, match=r"it holds epoch, state_dict, \.\.\. instead of features\.0\.weight"
+    ):
         networks.imagenet("squeezenet1_1", str(tmp_path / "wrapped.pth"))
     with pytest.raises(ValueError, match="nothing readable"):
         networks.imagenet("squeezenet1_1", str(tmp_path / "text.safetensors"))
@@ -342,7 +392,9 @@ def test_a_damaged_download_is_named_and_to_be_deleted(nowhere, tmp_path):
     cached = tmp_path / "checkpoints" / Path(models.SqueezeNet1_1_Weights.IMAGENET1K_V1.url).name
     cached.parent.mkdir()
     cached.write_bytes(b"PK\x03\x04 cut off")
-    with pytest.raises(ValueError, match=rf"{cached.name}, torchvision's download, cannot be used .*Delete it"):
+    with pytest.raises(
+        ValueError, match=rf"{cached.name}, torchvision's download, cannot be used .*Delete it"
+    ):
         networks.imagenet("squeezenet1_1")
 
 
@@ -351,7 +403,10 @@ def test_without_a_network_the_steps_to_get_the_weights_are_named(nowhere, monke
         raise URLError("no route")
 
     monkeypatch.setattr(networks, "urlopen", refuse)
-    with pytest.raises(ConnectionError, match=r"(?s)URLError.*1\. download https://.*2\. .*3\. .*COMPANION_DATASETS"):
+    with pytest.raises(
+        ConnectionError,
+        match=r"(?s)URLError.*1\. download https://.*2\. .*3\. .*COMPANION_DATASETS",
+    ):
         networks.imagenet("squeezenet1_1")
 
 

@@ -161,7 +161,11 @@ class HalfSquare(nn.Module):
 
 @pytest.mark.parametrize(
     "relu, method",
-    [("deconvnet", captum.attr.Deconvolution), ("guided", captum.attr.GuidedBackprop), ("gated", None)],
+    [
+        ("deconvnet", captum.attr.Deconvolution),
+        ("guided", captum.attr.GuidedBackprop),
+        ("gated", None),
+    ],
 )
 def test_deconvnet_guided_and_gated_agree_with_captum(relu, method):
     torch.manual_seed(1)
@@ -172,7 +176,9 @@ def test_deconvnet_guided_and_gated_agree_with_captum(relu, method):
         if method:
             expected = method(HalfSquare(network)).attribute(images, target=c)
         else:
-            expected = captum.attr.Saliency(HalfSquare(network)).attribute(images, target=c, abs=False)
+            expected = captum.attr.Saliency(HalfSquare(network)).attribute(
+                images, target=c, abs=False
+            )
         torch.testing.assert_close(responses[:, c], expected.sum(1), rtol=1e-10, atol=1e-12)
 
 
@@ -207,7 +213,9 @@ def test_in_place_and_shared_and_functional_relus_obey_the_rule_like_any_other(r
     _, expected = clear.attentive_responses(plain, images, relu)
     _, responses = clear.attentive_responses(in_place, images, relu)
     torch.testing.assert_close(responses, expected)
-    readings = [clear.attentive_responses(plain, images, other)[1] for other in clear.RULES if other != relu]
+    readings = [
+        clear.attentive_responses(plain, images, other)[1] for other in clear.RULES if other != relu
+    ]
     assert not any(torch.allclose(expected, reading) for reading in readings)
 
 
@@ -216,12 +224,18 @@ def test_the_gated_reading_of_a_residual_network_is_the_gradient_of_half_the_squ
     network = Residual(False).double().eval()
     images = torch.randn(1, 1, 6, 6, dtype=torch.float64, requires_grad=True)
     y = network.relu(
-        network.norm(network.second(network.relu(network.first(images)))) + network.relu(network.first(images))
+        network.norm(network.second(network.relu(network.first(images))))
+        + network.relu(network.first(images))
     )
-    z = torch.einsum("nk,bkhw->bnhw", network.head.weight, F.relu(y - 0.2)) + network.head.bias[:, None, None]
+    z = (
+        torch.einsum("nk,bkhw->bnhw", network.head.weight, F.relu(y - 0.2))
+        + network.head.bias[:, None, None]
+    )
     _, responses = clear.attentive_responses(network, images.detach(), "gated")
     for c in range(3):
-        (gradient,) = torch.autograd.grad(0.5 * (z[:, c].clamp(min=0) ** 2).sum(), images, retain_graph=True)
+        (gradient,) = torch.autograd.grad(
+            0.5 * (z[:, c].clamp(min=0) ** 2).sum(), images, retain_graph=True
+        )
         torch.testing.assert_close(responses[:, c], gradient.sum(1))
 
 
@@ -265,12 +279,17 @@ def with_literal_relus(network, relu):
 def by_replaced_modules(network, images, relu, layer, head):
     """All R(x|c): from the maps that `layer` returns, and `head`'s weights taken as 1x1 kernels."""
     network, maps = with_literal_relus(network, relu), []
-    network.get_submodule(layer).register_forward_hook(lambda module, inputs, output: maps.append(output))
+    network.get_submodule(layer).register_forward_hook(
+        lambda module, inputs, output: maps.append(output)
+    )
     x, head = images.clone().requires_grad_(), network.get_submodule(head)
     network.eval()(x)
     z = F.conv2d(maps[0], head.weight.flatten(1)[:, :, None, None], head.bias)
     top = z.detach().clamp(min=0)
-    found = [torch.autograd.grad(z[:, c], x, top[:, c], retain_graph=True)[0].sum(1) for c in range(z.shape[1])]
+    found = [
+        torch.autograd.grad(z[:, c], x, top[:, c], retain_graph=True)[0].sum(1)
+        for c in range(z.shape[1])
+    ]
     return torch.stack(found, 1)
 
 
@@ -342,7 +361,9 @@ def exotic(name):
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.5, 0.5)
             nn.init.uniform_(module.running_var, 0.5, 2)
-            nn.init.uniform_(module.weight, -1, 1.5)  # negative, too: then gate and response change sign
+            nn.init.uniform_(
+                module.weight, -1, 1.5
+            )  # negative, too: then gate and response change sign
             nn.init.normal_(module.bias)
     nn.init.normal_(network.get_submodule(head).weight)
     nn.init.ones_(network.get_submodule(head).bias)  # so that every class responds somewhere
@@ -351,17 +372,26 @@ def exotic(name):
 
 @pytest.mark.parametrize("relu", clear.RULES)
 @pytest.mark.parametrize("name", [*ZOO, "shortcuts", "squeezenet1_1", "resnet18", "densenet"])
-def test_every_kind_of_layer_agrees_with_modules_that_are_replaced_by_the_table_written_out(name, relu):
+def test_every_kind_of_layer_agrees_with_modules_that_are_replaced_by_the_table_written_out(
+    name, relu
+):
     network, layer, head = exotic(name)
-    images = torch.randn(2, 3, *((75, 68) if name in ("squeezenet1_1", "resnet18", "densenet") else (17, 15))).double()
+    images = torch.randn(
+        2, 3, *((75, 68) if name in ("squeezenet1_1", "resnet18", "densenet") else (17, 15))
+    ).double()
     expected = by_replaced_modules(network, images, relu, layer, head)
     _, responses = clear.attentive_responses(network, images, relu)
     assert expected.abs().max() > 0
-    torch.testing.assert_close(responses, expected, rtol=1e-9, atol=1e-11 * expected.abs().max().item())
+    torch.testing.assert_close(
+        responses, expected, rtol=1e-9, atol=1e-11 * expected.abs().max().item()
+    )
 
 
 def state(network):
-    hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for m in network.modules()]
+    hooks = [
+        (len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks))
+        for m in network.modules()
+    ]
     flags = [(m.training, sorted(vars(m))) for m in network.modules()]
     return hooks, flags, [(p.requires_grad, p.grad) for p in network.parameters()]
 
@@ -446,7 +476,9 @@ def test_steps_that_are_linear_are_let_through_with_their_gradient(name):
     z = network.head(network.step(a * 1))
     _, responses = clear.attentive_responses(network, x.detach(), "gated")
     for c in range(2):
-        (gradient,) = torch.autograd.grad(0.5 * (z[:, c].clamp(min=0) ** 2).sum(), x, retain_graph=True)
+        (gradient,) = torch.autograd.grad(
+            0.5 * (z[:, c].clamp(min=0) ** 2).sum(), x, retain_graph=True
+        )
         torch.testing.assert_close(responses[:, c], gradient[:, 0])
 
 
@@ -459,7 +491,9 @@ class Functions(nn.Module):
         self.running, self.training_ = torch.rand(2, 4).double() + 0.5, training
 
     def forward(self, images):
-        a = F.conv2d(images, self.first.weight) + F.conv2d(images, weight=self.first.weight, padding=(0, 0), stride=1)
+        a = F.conv2d(images, self.first.weight) + F.conv2d(
+            images, weight=self.first.weight, padding=(0, 0), stride=1
+        )
         a = F.batch_norm(a, *self.running, None, None, self.training_)
         a = F.max_pool2d(a, 2, 1) + F.max_pool2d(a, kernel_size=2, stride=1, return_indices=True)[0]
         return self.head(torch.relu(a)).mean((2, 3))
@@ -473,13 +507,17 @@ def test_functions_called_by_position_and_by_name_are_read_alike():
     a = F.max_pool2d(F.batch_norm(2 * network.first(x), *network.running), 2, 1)
     z = network.head((2 * a).relu())
     for c in range(2):
-        (gradient,) = torch.autograd.grad(0.5 * (z[:, c].clamp(min=0) ** 2).sum(), x, retain_graph=True)
+        (gradient,) = torch.autograd.grad(
+            0.5 * (z[:, c].clamp(min=0) ** 2).sum(), x, retain_graph=True
+        )
         torch.testing.assert_close(responses[:, c], gradient[:, 0])
     with pytest.raises(ValueError, match="NativeBatchNorm"):
         clear.attentive_responses(Functions(training=True).double(), x.detach(), "gated")
 
 
-@pytest.mark.parametrize("head", [nn.Softmax(1), nn.Sigmoid(), nn.LogSoftmax(1)], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize(
+    "head", [nn.Softmax(1), nn.Sigmoid(), nn.LogSoftmax(1)], ids=lambda m: type(m).__name__
+)
 def test_probabilities_instead_of_scores_are_refused(head):
     network = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), *ending(3, 2), head)
     with pytest.raises(ValueError, match="no class activation map exists"):
@@ -499,7 +537,10 @@ def test_a_network_without_global_average_pooling_is_refused():
         (torch.zeros(1, 1, 28, 28, dtype=torch.uint8), "images are torch.uint8"),
         (torch.zeros(0, 1, 28, 28), r"images are torch.float32 \(0, 1, 28, 28\)"),
         (torch.full((1, 1, 28, 28), torch.nan), "images hold NaN"),
-        (torch.full((1, 1, 28, 28), torch.inf), "images hold NaN or infinite values: they go from inf"),
+        (
+            torch.full((1, 1, 28, 28), torch.inf),
+            "images hold NaN or infinite values: they go from inf",
+        ),
         ([[0.0]], "images are list"),
     ],
 )
@@ -526,7 +567,9 @@ def test_any_chunk_gives_the_same_responses(chunk):
     torch.manual_seed(10)
     network, images = random_network(4).double(), torch.rand(7, 1, 28, 28, dtype=torch.float64)
     expected = clear.attentive_responses(network, images, chunk=100)
-    for found, whole in zip(clear.attentive_responses(network, images, chunk=chunk), expected, strict=True):
+    for found, whole in zip(
+        clear.attentive_responses(network, images, chunk=chunk), expected, strict=True
+    ):
         torch.testing.assert_close(found, whole, rtol=1e-10, atol=1e-12)
     with pytest.raises(ValueError, match="chunk is 0"):
         clear.attentive_responses(network, images, chunk=0)
@@ -549,11 +592,15 @@ print(added * (1 if sys.platform == "darwin" else 1024))
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "what", [("AllConvNet", 28, 1, 10_000, [3]), ("RadiomicSequencer", 1024, 3, 1, None)], ids=["MNIST", "photograph"]
+    "what",
+    [("AllConvNet", 28, 1, 10_000, [3]), ("RadiomicSequencer", 1024, 3, 1, None)],
+    ids=["MNIST", "photograph"],
 )
 def test_all_of_mnist_and_a_large_photograph_stay_below_2_gb(what):
     """One class of MNIST's test part: all ten only make the result larger, by 28 MB each."""
-    said = subprocess.run([sys.executable, "-c", MEMORY.format(what)], capture_output=True, text=True, check=True)
+    said = subprocess.run(
+        [sys.executable, "-c", MEMORY.format(what)], capture_output=True, text=True, check=True
+    )
     assert float(said.stdout) < 1.7e9
 
 
@@ -562,7 +609,9 @@ def test_a_class_kernel_that_responds_nowhere_is_black_and_not_projected(monkeyp
     network, images = random_network(4), torch.rand(2, 1, 28, 28)
     network.head.bias.data[[0, 2]] = -1e6
     projected, grad = [], torch.autograd.grad
-    monkeypatch.setattr(torch.autograd, "grad", lambda *a, **k: projected.append(a) or grad(*a, **k))
+    monkeypatch.setattr(
+        torch.autograd, "grad", lambda *a, **k: projected.append(a) or grad(*a, **k)
+    )
     _, responses = clear.attentive_responses(network, images)
     assert len(projected) == 2
     assert not responses[:, [0, 2]].any() and responses[:, 1].any() and responses[:, 3].any()
@@ -585,7 +634,9 @@ def test_any_gradient_mode_will_do(context):
 @pytest.mark.parametrize("relu", clear.RULES)
 def test_bfloat16_is_float32_to_its_precision(relu):
     torch.manual_seed(12)
-    network = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), *ending(8))
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), *ending(8)
+    )
     images = torch.rand(2, 3, 24, 24)
     _, expected = clear.attentive_responses(network, images, relu)
     _, responses = clear.attentive_responses(network.bfloat16(), images.bfloat16(), relu)
@@ -600,7 +651,9 @@ def test_cuda_agrees_with_the_cpu(relu):
     images = torch.randn(2, 3, 75, 68).double()
     _, expected = clear.attentive_responses(network, images, relu)
     _, responses = clear.attentive_responses(network.cuda(), images.cuda(), relu)
-    torch.testing.assert_close(responses.cpu(), expected, rtol=1e-8, atol=1e-10 * expected.abs().max().item())
+    torch.testing.assert_close(
+        responses.cpu(), expected, rtol=1e-8, atol=1e-10 * expected.abs().max().item()
+    )
 
 
 def test_the_dominant_class_and_response_at_each_pixel():
