@@ -1,79 +1,124 @@
-"""Whether a map shows what the network used: deletion and insertion, and the sanity check of random weights.
+"""Whether a map shows what the network used.
 
-A map is (H, W), one for each image, and higher where it claims more. Each test has a control that knows nothing of the
-network and must do badly: `random_map` for deletion and insertion, `edges` for the sanity check.
+Three tests: what the network answers without the pixels that a map calls important (deletion and
+insertion, CLEAR's Table 1), and what becomes of a map when the weights become random (the sanity
+check). Each has a control that knows nothing of the network and must do badly: `random_map` and
+`as_many_at_random` for the first two, `edges` for the last. A map is (H, W), one for each image,
+and higher where it claims more.
 """
 
 import copy
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import ArrayLike
 from scipy import ndimage
 from scipy.stats import spearmanr
+from torch import nn
 
 from lib.methods import cam
 
 
-def deletion(network, images, maps, classes, patch, steps=20, batch_size=64):
-    """The class' probability while the pixels with the most response are taken away first (RISE, Petsiuk 2018, 4.2).
+def deletion(
+    network: nn.Module,
+    images: torch.Tensor,
+    maps: ArrayLike,
+    classes: Sequence[int] | torch.Tensor,
+    baseline: float | torch.Tensor,
+    steps: int = 20,
+    batch_size: int = 64,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A class' probability while the pixels with the most response are taken away first.
 
-    images (B, C, H, W) normalised, maps (B, H, W), classes (B,) int: whose probability, by softmax. `patch` is what a
-    pixel becomes that is taken away, a number (0 is the training part's mean) or a tensor that broadcasts to the
-    images, as their blurred selves. Equal responses go in an order drawn once at random. CLEAR's responses ring dark
-    lesions rather than cover them: taken pixel by pixel they miss what they surround, so smooth them first by the
-    tolerance that scoring lesions grants.
-    Returns curves (B, steps + 1), after k / steps of the pixels, and the areas below them (B,), in [0, 1]: the lower,
-    the more faithful. Raises ValueError for shapes that do not fit, NaN, steps below 1 and classes out of range.
+    RISE (Petsiuk 2018, 4.2). Equal responses go in an order drawn once at random. CLEAR's responses
+    ring dark lesions rather than cover them: taken pixel by pixel they miss what they surround, so
+    smooth them first by the tolerance that scoring lesions grants.
+
+    Args:
+        network: answers with class scores (B, N).
+        images: (B, C, H, W) floating point, normalised.
+        maps: (B, H, W).
+        classes: (B,) int, whose probability, by softmax.
+        baseline: what a pixel becomes that is taken away: a number (0 is the training split's mean)
+            or a tensor that broadcasts to the images, as their blurred selves.
+        steps: in how many equal steps the pixels go.
+        batch_size: images at a time.
+
+    Returns:
+        Curves (B, steps + 1), after k / steps of the pixels, and the areas below them (B,), in
+        [0, 1]: the lower, the more faithful.
+
+    Raises:
+        ValueError: shapes that do not fit, NaN, or steps or classes out of range.
     """
-    return _curves(network, images, _patched(images, patch), maps, classes, steps, batch_size)
+    without = _expanded(baseline, images)
+    return _curves(network, images, without, maps, classes, steps, batch_size)
 
 
-def insertion(network, images, maps, classes, patch, steps=20, batch_size=64):
-    """As `deletion`, but from `patch` alone to the image, most response first: the higher the area the better."""
-    return _curves(network, _patched(images, patch), images, maps, classes, steps, batch_size)
+def insertion(
+    network: nn.Module,
+    images: torch.Tensor,
+    maps: ArrayLike,
+    classes: Sequence[int] | torch.Tensor,
+    baseline: float | torch.Tensor,
+    steps: int = 20,
+    batch_size: int = 64,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `deletion`, but from the baseline alone to the image: the higher the area the better."""
+    without = _expanded(baseline, images)
+    return _curves(network, without, images, maps, classes, steps, batch_size)
 
 
-def _patched(images, patch):
-    cam.check(images)
-    patch = torch.as_tensor(patch, dtype=images.dtype, device=images.device)
+def _expanded(baseline: float | torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    cam.check_images(images)
+    baseline = torch.as_tensor(baseline, dtype=images.dtype, device=images.device)
     try:
-        return patch.expand_as(images)
+        return baseline.expand_as(images)
     except RuntimeError:
         raise ValueError(
-            f"patch {tuple(patch.shape)} does not broadcast to images {tuple(images.shape)}"
+            f"baseline {tuple(baseline.shape)} does not broadcast to images {tuple(images.shape)}"
         ) from None
 
 
 @torch.no_grad()
-def _curves(network, before, after, maps, classes, steps, batch_size):
-    maps, classes, pixels = (
-        torch.as_tensor(maps).detach().cpu(),
-        torch.as_tensor(classes).cpu(),
-        before[0, 0].numel(),
-    )
-    if (
-        maps.shape != before[:, 0].shape
-        or classes.shape != before.shape[:1]
-        or not maps.isfinite().all()
-    ):
-        raise ValueError(f"maps {tuple(maps.shape)}, which must be finite, and classes {tuple(classes.shape)} do not "
-                         f"fit images {tuple(before.shape)}: give (B, H, W) and (B,)")  # fmt: skip
+def _curves(
+    network: nn.Module,
+    before: torch.Tensor,
+    after: torch.Tensor,
+    maps: ArrayLike,
+    classes: Sequence[int] | torch.Tensor,
+    steps: int,
+    batch_size: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The probabilities while the images `before` turn into `after`, and the areas below them."""
+    maps = torch.as_tensor(maps).detach().cpu()
+    classes = torch.as_tensor(classes).cpu()
+    fitting = maps.shape == before[:, 0].shape and classes.shape == before.shape[:1]
+    if not fitting or not maps.isfinite().all():
+        raise ValueError(
+            f"maps {tuple(maps.shape)}, which must be finite, and classes {tuple(classes.shape)} "
+            f"do not fit images {tuple(before.shape)}: give (B, H, W) and (B,)"
+        )
+    pixels = maps[0].numel()
     if not 1 <= steps <= pixels:
         raise ValueError(f"steps is {steps}; give 1 to {pixels}, the pixels of an image")
-    ties = torch.randperm(pixels, generator=torch.Generator().manual_seed(0))
-    order = ties[maps.flatten(1)[:, ties].argsort(dim=1, descending=True, stable=True)]
-    rank = order.argsort(1).view(maps.shape)[:, None]
-    device, curves = next(network.parameters()).device, []
+    device = next(network.parameters()).device
+    curves = []
     with cam.evaluating(network):
-        for a, b, place, wanted in zip(
-            *(t.split(batch_size) for t in (before, after, rank, classes)), strict=True
-        ):
-            a, b, place = a.to(device), b.to(device), place.to(device)
-            moved = (torch.where(place < k * pixels // steps, b, a) for k in range(steps + 1))
-            answers = torch.stack([network(x).softmax(1) for x in moved], 2).cpu()
-            cam.chosen(wanted.tolist(), answers.shape[1])
-            curves.append(answers[torch.arange(len(wanted)), wanted])
+        for start in range(0, len(before), batch_size):
+            batch = slice(start, start + batch_size)
+            old = before[batch].to(device)
+            new = after[batch].to(device)
+            turn = _turns(maps[batch])[:, None].to(device)
+            curve = []
+            for k in range(steps + 1):
+                mixed = torch.where(turn < k * pixels // steps, new, old)
+                probabilities = network(mixed).softmax(1).cpu()
+                wanted = cam.class_indices(classes[batch].tolist(), probabilities.shape[1])
+                curve.append(probabilities[range(len(wanted)), wanted])
+            curves.append(torch.stack(curve, 1))
     curves = torch.cat(curves)
     if not curves.isfinite().all():
         raise ValueError(
@@ -82,29 +127,54 @@ def _curves(network, before, after, maps, classes, steps, batch_size):
     return curves, torch.trapezoid(curves, dx=1 / steps)
 
 
-def random_map(images, generator):
-    """A map (B, H, W) of noise: what deletion and insertion are worth to a map that knows nothing."""
+def _turns(maps: torch.Tensor) -> torch.Tensor:
+    """When it is each pixel's turn (B, H, W): 0 for the highest, equal ones at random."""
+    shuffled = torch.randperm(maps[0].numel(), generator=torch.Generator().manual_seed(0))
+    descending = maps.flatten(1)[:, shuffled].argsort(dim=1, descending=True, stable=True)
+    return shuffled[descending].argsort(1).view(maps.shape)
+
+
+def random_map(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Noise (B, H, W): what deletion and insertion are worth to a map that knows nothing."""
     return torch.rand(images[:, 0].shape, generator=generator)
 
 
-def edges(images):
-    """The edges (B, H, W) of the images' mean channel, Sobel's gradient magnitude: a map that knows no network."""
-    grey = images.detach().cpu().mean(1).numpy()
-    return torch.from_numpy(
-        np.stack([np.hypot(ndimage.sobel(image, 0), ndimage.sobel(image, 1)) for image in grey])
-    )
+def edges(images: torch.Tensor) -> torch.Tensor:
+    """A map that knows no network: the edges of the images' mean channel, Sobel's magnitude.
 
+    Args:
+        images: (B, C, H, W).
 
-def similarity(maps, others, where=None):
-    """How alike two sets of maps (B, H, W) are: Spearman's rank correlation of |map|, and of max(map, 0), as two means.
-
-    `where` (B, H, W) bool: the pixels that count, as the retina's; on the black frame all maps are alike. A map
-    without structure is like nothing, 0; an image whose own map has none is left out, and NaN if all are.
+    Returns:
+        (B, H, W) on the CPU.
     """
-    maps, others = (
-        np.asarray(map.detach().cpu() if torch.is_tensor(map) else map, float)
-        for map in (maps, others)
-    )
+    found = []
+    for grey in images.detach().cpu().mean(1).numpy():
+        found.append(np.hypot(ndimage.sobel(grey, 0), ndimage.sobel(grey, 1)))
+    return torch.from_numpy(np.stack(found))
+
+
+def similarity(
+    maps: ArrayLike, others: ArrayLike, where: ArrayLike | None = None
+) -> tuple[float, float]:
+    """How alike two sets of maps are: Spearman's rank correlation, the mean over the images.
+
+    A map without structure is like nothing, 0; an image whose own map has none is left out.
+
+    Args:
+        maps: (B, H, W).
+        others: (B, H, W).
+        where: (B, H, W) bool, the pixels that count, as the retina's; on the black frame all maps
+            are alike.
+
+    Returns:
+        The correlation of |map|, and of max(map, 0); NaN where no map has structure.
+
+    Raises:
+        ValueError: shapes that do not fit, or NaN.
+    """
+    maps = torch.as_tensor(maps).detach().cpu().numpy().astype(float)
+    others = torch.as_tensor(others).detach().cpu().numpy().astype(float)
     where = np.ones(maps.shape, bool) if where is None else np.asarray(where, bool)
     if maps.ndim != 3 or not maps.shape == others.shape == where.shape:
         raise ValueError(
@@ -114,41 +184,66 @@ def similarity(maps, others, where=None):
         raise ValueError(
             "the maps hold NaN or infinite values; look at the network's weights and the images"
         )
-    pairs = [
-        (map[inside], other[inside]) for map, other, inside in zip(maps, others, where, strict=True)
-    ]
-    found = []
-    for part in (np.abs, lambda values: values.clip(min=0)):
-        structured = [(part(a), part(b)) for a, b in pairs if np.ptp(part(a)) > 0]
-        found.append([spearmanr(a, b).statistic if np.ptp(b) > 0 else 0.0 for a, b in structured])
-    return tuple(float(np.mean(values)) if values else float("nan") for values in found)
+    absolute = _rank_correlation(np.abs(maps), np.abs(others), where)
+    positive = _rank_correlation(maps.clip(min=0), others.clip(min=0), where)
+    return absolute, positive
 
 
-def sanity(network, images, explain, where=None, seed=0):
-    """How a map changes as weights become random, layer by layer from the last to the first (Adebayo et al. 2018, 3.1).
+def _rank_correlation(maps: np.ndarray, others: np.ndarray, where: np.ndarray) -> float:
+    correlations = []
+    for one, other, inside in zip(maps, others, where, strict=True):
+        a, b = one[inside], other[inside]
+        if np.ptp(a) > 0:
+            correlations.append(spearmanr(a, b).statistic if np.ptp(b) > 0 else 0.0)
+    return float(np.mean(correlations)) if correlations else float("nan")
 
-    A copy's layers are re-initialised by their `reset_parameters`, cumulatively, the one registered last (the class
-    kernels) first; normalisation starts anew as well. After each, `explain(network, images)` -> maps (B, H, W) is
-    compared with the maps of the network itself. Explain the same classes throughout: those it answers now.
-    Returns a table with a row for each layer: layer, absolute, positive (`similarity`, which explains `where`), and
-    beside them chance_absolute and chance_positive: how alike the maps of unrelated images are, each and the one half
-    the images further on, which must not be the same eye. See `passes`.
-    Raises ValueError for fewer than two images, a network without weights or with weights that cannot be reset.
+
+def sanity(
+    network: nn.Module,
+    images: torch.Tensor,
+    explain: Callable[[nn.Module, torch.Tensor], torch.Tensor],
+    where: ArrayLike | None = None,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """How a map changes as weights become random, from the last layer to the first.
+
+    Adebayo et al. 2018, 3.1. A copy's layers are re-initialised by their `reset_parameters`,
+    cumulatively, the one registered last (the class kernels) first; normalisation starts anew as
+    well. After each, the copy's maps are compared with those of the network itself. See `passes`.
+
+    Args:
+        network: its layers with weights must all have `reset_parameters`.
+        images: (B > 1, C, H, W).
+        explain: `explain(network, images)` -> maps (B, H, W). It explains the same classes
+            throughout: those that the network answers now.
+        where: (B, H, W) bool, as `similarity` takes it.
+        seed: of the random weights; the global generator is left as it was.
+
+    Returns:
+        A row for each layer: layer, absolute, positive (`similarity`), and beside them
+        chance_absolute and chance_positive: how alike the maps of unrelated images are, each and
+        the one half the images further on, which must not be the same eye.
+
+    Raises:
+        ValueError: fewer than two images, or a network with no weights or some that stay fixed.
     """
-    layers = [
-        name for name, module in network.named_modules() if list(module.parameters(recurse=False))
-    ]
-    fixed = [
-        name for name in layers if not hasattr(network.get_submodule(name), "reset_parameters")
-    ]
+    layers, fixed = [], []
+    for name, module in network.named_modules():
+        if list(module.parameters(recurse=False)):
+            layers.append(name)
+            if not hasattr(module, "reset_parameters"):
+                fixed.append(name)
     if fixed or not layers or len(images) < 2:
-        raise ValueError(f"{type(network).__name__} has {len(layers)} layers with weights, of which {fixed} have no "
-                         f"reset_parameters, and there are {len(images)} images: give layers, all with it, and 2 "
-                         "images or more")  # fmt: skip
+        raise ValueError(
+            f"{type(network).__name__} has {len(layers)} layers with weights, of which {fixed} "
+            f"have no reset_parameters, and there are {len(images)} images: give layers, all with "
+            "it, and 2 images or more"
+        )
     with cam.evaluating(network):
         maps = torch.as_tensor(explain(network, images)).detach().cpu()
     chance = similarity(maps, maps.roll(len(maps) // 2, 0), where)
-    randomised, rows = copy.deepcopy(network).eval(), []
+    randomised = copy.deepcopy(network).eval()
+    rows = []
     for depth, name in enumerate(reversed(layers)):
         with torch.random.fork_rng():
             torch.manual_seed(1_000 * seed + depth)
@@ -159,16 +254,89 @@ def sanity(network, images, explain, where=None, seed=0):
     )
 
 
-def passes(table, level=0.25):
-    """Whether a map passes `sanity`: with all weights random, hardly more of it is left than by chance.
+def passes(table: pd.DataFrame, level: float = 0.25) -> bool:
+    """Whether a map passes `sanity`: with all weights random, hardly more than chance is left.
 
-    Of what a map shares with itself beyond chance, less than `level` may be left: similarity < chance + level * (1 -
-    chance), both of |map| and of its positive part. Adebayo et al. judge by eye; a quarter is our choice. A map that
-    ignores the weights, as `edges`, keeps all and fails. A map that passes at the end may still be the same for every
-    class: that shows in the table's first row, where only the class kernels are random.
+    Of what a map shares with itself beyond chance, less than `level` may be left, of |map| and of
+    its positive part: similarity < chance + level * (1 - chance). Adebayo et al. judge by eye; a
+    quarter is our choice. A map that ignores the weights, as `edges`, keeps all and fails. A map
+    that passes at the end may still be the same for every class: that shows in the table's first
+    row, where only the class kernels are random.
     """
     last = table.iloc[-1]
-    return all(
-        last[part] < (1 - level) * last[f"chance_{part}"] + level
-        for part in ("absolute", "positive")
-    )
+    absolute = last["absolute"] < (1 - level) * last["chance_absolute"] + level
+    positive = last["positive"] < (1 - level) * last["chance_positive"] + level
+    return bool(absolute and positive)
+
+
+def strong_features(response: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Where a response is strong: positive and at least `threshold` x its image's maximum.
+
+    CLEAR's Table 1 speaks of strong features and does not say above which level.
+
+    Args:
+        response: (B, H, W).
+        threshold: a share of the maximum, in [0, 1].
+
+    Returns:
+        (B, H, W) bool.
+
+    Raises:
+        ValueError: a threshold outside [0, 1], or a response with NaN.
+    """
+    if not 0 <= threshold <= 1:
+        raise ValueError(
+            f"threshold is {threshold}; give a share of the maximum, 0 <= threshold <= 1"
+        )
+    if response.isnan().any():
+        raise ValueError("the response holds NaN; look at the network's weights and the images")
+    return (response > 0) & (response >= threshold * response.amax((1, 2), keepdim=True))
+
+
+def as_many_at_random(mask: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """The control: true in as many pixels of each image as `mask` (B, H, W), drawn at random."""
+    rank = torch.rand(mask.shape, generator=generator).flatten(1).argsort(1).argsort(1)
+    return (rank < mask.flatten(1).sum(1, keepdim=True)).view(mask.shape)
+
+
+@torch.no_grad()
+def accuracy_with_and_without(
+    network: nn.Module,
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    mask: torch.Tensor,
+    baseline: float,
+    batch_size: int = 256,
+) -> tuple[float, float]:
+    """Accuracy with only what lies in `mask`, and without it (Kumar 2017, Table 1).
+
+    Args:
+        network: answers with class scores (B, N).
+        images: (B, C, H, W) on the CPU.
+        labels: (B,) int on the CPU.
+        mask: (B, H, W) bool on the CPU.
+        baseline: what everything else becomes: the background for MNIST, grey for SVHN.
+        batch_size: images at a time.
+
+    Returns:
+        The two accuracies, in [0, 1].
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    if mask.shape != images[:, 0].shape or len(labels) != len(images):
+        raise ValueError(
+            f"mask {tuple(mask.shape)} and labels {tuple(labels.shape)} do not fit images "
+            f"{tuple(images.shape)}: give (B, H, W) and (B,)"
+        )
+    device = next(network.parameters()).device
+    right = torch.zeros(2)
+    with cam.evaluating(network):
+        for start in range(0, len(images), batch_size):
+            batch = slice(start, start + batch_size)
+            inside = mask[batch, None]
+            only = torch.where(inside, images[batch], baseline).to(device)
+            without = torch.where(inside, baseline, images[batch]).to(device)
+            right[0] += (network(only).argmax(1).cpu() == labels[batch]).sum()
+            right[1] += (network(without).argmax(1).cpu() == labels[batch]).sum()
+    return tuple((right / len(labels)).tolist())

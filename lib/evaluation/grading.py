@@ -1,182 +1,301 @@
-"""How good an answer is, beside what an answer that knows nothing would score."""
+"""How good grades are, how sure that is, and how sure the answers may be of themselves.
+
+scikit-learn and SciPy are imported inside the functions that use them, so that training starts
+without them.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
-from sklearn import metrics
-
-from lib.methods import cam
+import pandas as pd
+from numpy.typing import ArrayLike
 
 
-def grading(probabilities, grades, predicted=None):
-    """The scores of grading diabetic retinopathy, each beside what it is worth without skill, as one dictionary.
+def grade_scores(
+    probabilities: ArrayLike, grades: ArrayLike, predicted: ArrayLike | None = None
+) -> dict:
+    """The scores of grading diabetic retinopathy, each beside what it is worth without skill.
 
-    probabilities (n, 5) summing to 1, grades (n,) int in 0..4, predicted (n,), the answers where they are not the
-    likeliest grades. Returns accuracy and `majority_rate`, the accuracy of always answering the commonest grade;
-    balanced_accuracy (chance 0.2); kappa, quadratically weighted (chance 0; None where one grade is all that is
-    answered and all that is true); auc_referable, the area under the ROC curve of grade >= 2 (chance 0.5; None with one
-    side only); recall (5,), None for a grade that does not occur; confusion (5, 5), rows true. Raises ValueError for
-    shapes that do not fit, NaN, and grades that have no probability.
+    Args:
+        probabilities: (n, 5), each row adding up to 1.
+        grades: (n,) int in 0..4, the truth.
+        predicted: (n,) int, the answers where they are not the likeliest grades.
+
+    Returns:
+        accuracy, and `majority_rate`, the accuracy of always answering the commonest grade;
+        balanced_accuracy (chance 0.2); kappa, quadratically weighted (chance 0; None where one
+        grade is all that is answered and all that is true); auc_referable, the area under the ROC
+        curve of grade >= 2 (chance 0.5; None with one side only); recall, a list of 5, None for a
+        grade that does not occur; confusion, a list of 5 rows, one for each true grade.
+
+    Raises:
+        ValueError: shapes that do not fit, NaN, or grades that have no probability.
     """
-    probabilities, grades = checked(probabilities, grades)
-    labels = list(range(probabilities.shape[1]))
+    from sklearn import metrics
+
+    probabilities, grades = _checked(probabilities, grades)
     predicted = probabilities.argmax(1) if predicted is None else np.asarray(predicted)
-    confusion = metrics.confusion_matrix(grades, predicted, labels=labels)
+    labels = range(probabilities.shape[1])
+    confusion = metrics.confusion_matrix(grades, predicted, labels=list(labels))
     counts = confusion.sum(1)
-    recall = [
-        row[grade] / count if count else None
-        for grade, (row, count) in enumerate(zip(confusion, counts, strict=True))
-    ]
-    constant = confusion.diagonal().max() == len(grades)
+    recall = [confusion[c, c] / counts[c] if counts[c] else None for c in labels]
+    kappa = None if _constant(predicted, grades) else quadratic_kappa(predicted, grades)
     referable = grades >= 2
-    one_side = referable.all() or not referable.any()
+    auc = None
+    if 0 < referable.sum() < len(grades):
+        auc = metrics.roc_auc_score(referable, probabilities[:, 2:].sum(1))
     return {
         "accuracy": metrics.accuracy_score(grades, predicted),
         "majority_rate": counts.max() / counts.sum(),
         "balanced_accuracy": float(np.mean([share for share in recall if share is not None])),
-        "kappa": None
-        if constant
-        else metrics.cohen_kappa_score(grades, predicted, labels=labels, weights="quadratic"),
-        "auc_referable": None
-        if one_side
-        else metrics.roc_auc_score(referable, probabilities[:, 2:].sum(1)),
+        "kappa": kappa,
+        "auc_referable": auc,
         "recall": recall,
         "confusion": confusion.tolist(),
     }
 
 
-def checked(values, labels):
-    """Scores or probabilities (n, N) float64 and labels (n,) int; raises ValueError for what `grading` cannot take."""
+def quadratic_kappa(predicted: ArrayLike, grades: ArrayLike) -> float:
+    """Quadratic weighted kappa (Cohen 1968): agreement beyond chance, far errors costing more.
+
+    kappa = 1 - sum w O / sum w E with w = (i - j)², O the confusion matrix, E that of its margins.
+
+    Args:
+        predicted: (n,) int, the answered grades, 0 or more.
+        grades: (n,) int, the true ones.
+
+    Returns:
+        1 for the truth, 0 for chance and where one grade is all that is answered and true.
+    """
+    from sklearn.metrics import cohen_kappa_score
+
+    predicted, grades = np.asarray(predicted), np.asarray(grades)
+    if _constant(predicted, grades):
+        return 0.0
+    # All grades up to the highest: of those that occur alone, sklearn would weigh the ranks.
+    labels = range(int(max(predicted.max(), grades.max())) + 1)
+    return float(cohen_kappa_score(grades, predicted, labels=list(labels), weights="quadratic"))
+
+
+def _constant(predicted: np.ndarray, grades: np.ndarray) -> bool:
+    return len(np.unique(np.concatenate([predicted, grades]))) == 1
+
+
+def _checked(values: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Scores or probabilities (n, N) float64 and labels (n,) int, or a ValueError."""
     values, labels = np.asarray(values, float), np.asarray(labels)
     if values.ndim != 2 or labels.shape != values.shape[:1] or not len(labels):
         raise ValueError(
             f"{values.shape} for labels {labels.shape} do not fit: give (n, N) and (n,), n > 0"
         )
-    if not np.isfinite(values).all():
-        raise ValueError(
-            f"row {int(np.argmin(np.isfinite(values).all(1)))} of the scores holds NaN or infinite values"
-        )
+    finite = np.isfinite(values).all(1)
+    if not finite.all():
+        raise ValueError(f"row {finite.argmin()} of the scores holds NaN or infinite values")
     if not np.isin(labels, range(values.shape[1])).all():
         raise ValueError(f"labels {np.unique(labels)} must lie in 0..{values.shape[1] - 1}")
     return values, labels.astype(int)
 
 
-def pointing_game(response, mask):
-    """Whether the response's maximum lies inside the mask (Zhang et al. 2016); both (H, W).
+def bootstrap_interval(
+    statistic: Callable,
+    *arrays: ArrayLike,
+    samples: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> tuple:
+    """The percentile bootstrap interval of `statistic(*arrays)` over photographs (Efron 1979).
 
-    The first in reading order of equal maxima counts. A response without a positive value points nowhere: False.
+    Args:
+        statistic: returns a number, or an array of numbers. A resample that leaves it without a
+            value (None or NaN), as AUC with one side only, is left out.
+        *arrays: (n, ...) each, row i of photograph i; they are resampled together. The photographs
+            must be independent: one eye of each patient.
+        samples: how many resamples are drawn.
+        level: the share of resamples inside the interval.
+        seed: of the resamples.
+
+    Returns:
+        (low, high), numbers or arrays as the statistic; NaN without a value in any resample.
+
+    Raises:
+        ValueError: arrays of different lengths or none, or a level outside (0, 1).
     """
-    response, mask = _pair(response, mask)
-    return bool(mask.flat[response.argmax()] and response.max() > 0)
+    arrays = [np.asarray(array) for array in arrays]
+    lengths = [len(array) for array in arrays]
+    if len(set(lengths)) != 1 or not lengths[0]:
+        raise ValueError(f"arrays of lengths {lengths}: give one row for each photograph")
+    if not 0 < level < 1:
+        raise ValueError(f"level is {level}; give the share of the interval, as 0.95")
+    resamples = np.random.default_rng(seed).integers(lengths[0], size=(samples, lengths[0]))
+    values = []
+    for rows in resamples:
+        values.append(statistic(*[array[rows] for array in arrays]))
+    values = np.array(values, float)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All-NaN")
+        low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    return (low, high) if values.ndim > 1 else (float(low), float(high))
 
 
-def share_inside(response, mask):
-    """The share of the positive response that lies inside the mask, both (H, W): 1 all, 0 none or no response at all.
+def mcnemar(right_a: ArrayLike, right_b: ArrayLike) -> tuple[float, int, int]:
+    """The exact McNemar test of two answers to the same photographs.
 
-    By chance it is the mask's share of the area in which a response can lie.
+    Where both are equally good, each photograph on which just one is right belongs to either with
+    probability 1/2 (McNemar 1947): a binomial test. Against the majority answer, `right_b` is
+    `grades == majority`.
+
+    Args:
+        right_a: (n,) bool, where answer a is right.
+        right_b: (n,) bool, where answer b is.
+
+    Returns:
+        The two-sided p (1 where they never differ), and how often only a, only b was right.
+
+    Raises:
+        ValueError: shapes or types that do not fit.
     """
-    response, mask = _pair(response, mask)
-    positive = response.clip(min=0)
-    return float(positive[mask].sum() / positive.sum()) if positive.any() else 0.0
+    from scipy.stats import binomtest
 
-
-def _pair(response, mask):
-    response, mask = np.asarray(response, float), np.asarray(mask, bool)
-    if response.shape != mask.shape or response.ndim != 2:
-        raise ValueError(f"response {response.shape} and mask {mask.shape} must both be (H, W)")
-    if not np.isfinite(response).all():
+    a, b = np.asarray(right_a), np.asarray(right_b)
+    if a.shape != b.shape or a.ndim != 1 or a.dtype != bool or b.dtype != bool:
         raise ValueError(
-            "the response holds NaN or infinite values; look at the network's weights and the image"
+            f"right answers {a.dtype} {a.shape} and {b.dtype} {b.shape}: give bool (n,) twice"
         )
-    return response, mask
+    only_a = int((a & ~b).sum())
+    only_b = int((b & ~a).sum())
+    if only_a + only_b == 0:
+        return 1.0, 0, 0
+    return float(binomtest(only_a, only_a + only_b).pvalue), only_a, only_b
 
 
-def iou(a, b):
-    """Intersection over union of two boxes (x0, y0, x1, y1), x1 and y1 exclusive: in [0, 1]."""
-    width = min(a[2], b[2]) - max(a[0], b[0])
-    height = min(a[3], b[3]) - max(a[1], b[1])
-    both = max(width, 0) * max(height, 0)
-    area = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
-    if min(area) <= 0:
-        raise ValueError(f"boxes {tuple(a)} and {tuple(b)}: x1 > x0 and y1 > y0 are needed")
-    return float(both / (sum(area) - both))
+def operating_points(
+    probabilities: ArrayLike, grades: ArrayLike, specificities: Sequence[float] = (0.87, 0.98)
+) -> pd.DataFrame:
+    """Sensitivity for referable retinopathy, grade >= 2, at given specificities.
 
+    A photograph is referred where P(grade >= 2) >= threshold; the lowest threshold with at least
+    the specificity is taken. Thresholds read off the photographs that are scored flatter; for a
+    system, read them off validation and apply them to test.
 
-def localisation_error(predicted, boxes, labels, true_boxes):
-    """The share of images of which no answer is right in class and place: ILSVRC's localisation error (Zhou 2016, 3.2).
+    Args:
+        probabilities: (n, N > 2).
+        grades: (n,) int.
+        specificities: where the literature reports: 0.87 Abramoff et al. 2016 (IDx-DR), 0.98
+            Gulshan et al. 2016.
 
-    predicted (n, k) classes and boxes (n, k, 4), one for each answered class: k = 1 gives the top-1 error, k = 5 the
-    top-5 error. labels (n,), true_boxes a list of (m, 4) for each image, m >= 1 instances of the labelled class. An
-    answer is right where its class is the label and its box has IoU >= 0.5 with any instance. Raises ValueError for
-    lists of different lengths.
+    Returns:
+        A row for each: wanted, threshold (inf: nobody is referred), sensitivity, specificity; NaN
+        with one side only.
+
+    Raises:
+        ValueError: shapes that do not fit, NaN, or grades out of range.
     """
-    images = zip(predicted, boxes, labels, true_boxes, strict=True)
-    right = [
-        any(c == label and _fits(box, instances) for c, box in zip(answers, answered, strict=True))
-        for answers, answered, label, instances in images
-    ]
-    return 1 - float(np.mean(right))
+    from sklearn.metrics import roc_curve
+
+    probabilities, grades = _checked(probabilities, grades)
+    referable = grades >= 2
+    rows = []
+    if 0 < referable.sum() < len(grades):
+        probability = probabilities[:, 2:].sum(1)
+        false, true, threshold = roc_curve(referable, probability, drop_intermediate=False)
+        for wanted in specificities:
+            # The margin is for rounding: 1 - 0.9 is less than 1 / 10 in floating point.
+            last = np.searchsorted(false, 1 - wanted + 1e-9, side="right") - 1
+            rows.append((wanted, threshold[last], true[last], 1 - false[last]))
+    else:
+        rows = [(wanted, np.nan, np.nan, np.nan) for wanted in specificities]
+    return pd.DataFrame(rows, columns=["wanted", "threshold", "sensitivity", "specificity"])
 
 
-def known_class_accuracy(boxes, true_boxes):
-    """GT-known localisation: the share of boxes (n, 4), of the labelled class' maps, which fit an instance."""
-    return float(
-        np.mean([_fits(box, instances) for box, instances in zip(boxes, true_boxes, strict=True)])
+def fit_temperature(scores: ArrayLike, labels: ArrayLike) -> float:
+    """The T whose softmax(scores / T) has the least negative log-likelihood (Guo 2017, 4.2).
+
+    T > 1 makes answers less certain and never changes which is given. It is searched from 1/20,
+    which comes out where every answer is right, to 20, where the scores say nothing of the labels.
+
+    Args:
+        scores: (n, N) before the softmax, of the validation split.
+        labels: (n,) int.
+
+    Raises:
+        ValueError: shapes that do not fit, NaN, or labels out of range.
+    """
+    from scipy.optimize import minimize_scalar
+    from scipy.special import log_softmax
+
+    scores, labels = _checked(scores, labels)
+
+    def loss(log_temperature: float) -> float:
+        log_probabilities = log_softmax(scores / np.exp(log_temperature), 1)
+        return -log_probabilities[np.arange(len(labels)), labels].mean()
+
+    bounds = np.log([1 / 20, 20])
+    found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
+    return float(np.exp(found.x))
+
+
+def calibration_error(
+    probabilities: ArrayLike, labels: ArrayLike, bins: int = 15
+) -> tuple[float, pd.DataFrame]:
+    """The expected calibration error and the reliability diagram's table (Guo 2017, Eq. 3).
+
+    ECE = sum_b n_b / n |accuracy_b - confidence_b|, where the confidence is a photograph's highest
+    probability.
+
+    Args:
+        probabilities: (n, N), each row adding up to 1.
+        labels: (n,) int.
+        bins: number of equal bins (low, high] of the confidence.
+
+    Returns:
+        The error, and a row for each bin: low, high, count, confidence, accuracy (means; NaN in an
+        empty bin).
+
+    Raises:
+        ValueError: shapes that do not fit, labels out of range, or rows that are no probabilities.
+    """
+    probabilities, labels = _checked(probabilities, labels)
+    if probabilities.min() < 0 or not np.allclose(probabilities.sum(1), 1, atol=1e-3):
+        raise ValueError(
+            f"probabilities go from {probabilities.min():g} to {probabilities.max():g} and must "
+            "add up to 1 in each row: take the softmax of the scores first"
+        )
+    confidence = probabilities.max(1)
+    answers = pd.DataFrame(
+        {"confidence": confidence, "accuracy": probabilities.argmax(1) == labels}
     )
+    edges = np.linspace(0, 1, bins + 1)
+    groups = answers.groupby(np.clip(np.searchsorted(edges, confidence) - 1, 0, bins - 1))
+    table = groups.mean().reindex(range(bins))
+    table["count"] = groups.size().reindex(range(bins), fill_value=0)
+    table["low"] = edges[:-1]
+    table["high"] = edges[1:]
+    error = ((table.accuracy - table.confidence).abs() * table["count"]).sum() / len(labels)
+    return float(error), table[["low", "high", "count", "confidence", "accuracy"]]
 
 
-def max_box_accuracy(maps, true_boxes, thresholds):
-    """MaxBoxAcc (Choe et al. 2020): `known_class_accuracy` at the best threshold for all images, and that threshold.
+def medmnist_auc(probabilities: ArrayLike, labels: ArrayLike) -> float | None:
+    """The mean over classes of the AUC of class c against the rest, as MedMNIST's evaluator takes.
 
-    maps (n, H, W), of the labelled class, at the image's size. A map without a positive value has no box and fits none.
+    Its getAUC for multi-class and ordinal regression (Yang et al. 2023): every class counts alike,
+    and the order of grades does not count.
+
+    Args:
+        probabilities: (n, N).
+        labels: (n,) int.
+
+    Returns:
+        The mean, or None where a class does not occur or is all there is.
+
+    Raises:
+        ValueError: shapes that do not fit, NaN, or labels out of range.
     """
-    found = []
-    for threshold in thresholds:
-        boxes = [cam.box(map, threshold) if map.max() > 0 else (0, 0, 1, 1) for map in maps]
-        found.append((known_class_accuracy(boxes, true_boxes), threshold))
-    return max(found, key=lambda pair: pair[0])
+    from sklearn.metrics import roc_auc_score
 
-
-def _fits(box, instances):
-    return any(iou(box, instance) >= 0.5 for instance in instances)
-
-
-def strong(response, threshold):
-    """Where a response (B, H, W) is strong: positive and at least `threshold` x its image's maximum, as bool.
-
-    CLEAR's Table 1 speaks of strong features and does not say above which level. Raises ValueError for a threshold
-    outside [0, 1] and for a response with NaN.
-    """
-    if not 0 <= threshold <= 1:
-        raise ValueError(
-            f"threshold is {threshold}; give a share of the maximum, 0 <= threshold <= 1"
-        )
-    if response.isnan().any():
-        raise ValueError("the response holds NaN; look at the network's weights and the images")
-    return (response > 0) & (response >= threshold * response.amax((1, 2), keepdim=True))
-
-
-def as_many_at_random(mask, generator):
-    """A mask that is true in as many pixels of each image as `mask` (B, H, W), drawn at random: the control."""
-    rank = torch.rand(mask.shape, generator=generator).flatten(1).argsort(1).argsort(1)
-    return (rank < mask.flatten(1).sum(1, keepdim=True)).view(mask.shape)
-
-
-@torch.no_grad()
-def accuracy_with_and_without(network, images, labels, mask, patch, batch_size=256):
-    """Accuracy with only what lies in `mask`, and without it (Kumar 2017, Table 1); everything else becomes `patch`.
-
-    images (B, C, H, W), labels (B,), mask (B, H, W) bool, all on the CPU; `patch` is the value of what is taken away:
-    the background for MNIST, grey for SVHN. Returns two numbers in [0, 1]. Raises ValueError where shapes do not fit.
-    """
-    if mask.shape != images[:, 0].shape or len(labels) != len(images):
-        raise ValueError(f"mask {tuple(mask.shape)} and labels {tuple(labels.shape)} do not fit images "
-                         f"{tuple(images.shape)}: give (B, H, W) and (B,)")  # fmt: skip
-    device, right = next(network.parameters()).device, torch.zeros(2)
-    with cam.evaluating(network):
-        for x, label, inside in zip(
-            *(t.split(batch_size) for t in (images, labels, mask[:, None])), strict=True
-        ):
-            for i, kept in enumerate((inside, ~inside)):
-                scores = network(torch.where(kept, x, patch).to(device))
-                right[i] += (scores.argmax(1).cpu() == label).sum()
-    return tuple((right / len(labels)).tolist())
+    probabilities, labels = _checked(probabilities, labels)
+    counts = np.bincount(labels, minlength=probabilities.shape[1])
+    if not counts.all() or len(counts) < 2:
+        return None
+    areas = [roc_auc_score(labels == c, probabilities[:, c]) for c in range(len(counts))]
+    return float(np.mean(areas))

@@ -1,45 +1,93 @@
-"""The folder of a training: whose it is, its checkpoint, and the weights, history and settings that it ends with."""
+"""The folder of a training: whose it is, how the training resumes, and what it leaves behind."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from lib import paths
 
+_CHECKPOINT = "checkpoint.pt"
+_WEIGHTS = "weights.safetensors"
+_CONFIG = "config.json"
 
-def claim(out, settings):
-    """Make `out` the folder of a run with `settings`, another finished one moved aside; returns why that cannot be."""
+
+def claim_run(out: Path, settings: dict[str, Any]) -> None:
+    """Make `out` the folder of the run with these settings.
+
+    A folder of the same settings is taken as it is, to be continued. A finished run with others, or
+    a folder whose configuration cannot be read, is kept beside it as `<out>.1`, `.2`, ...
+
+    Args:
+        out: the run's folder; it need not exist.
+        settings: all that makes the result, able to be written as JSON.
+
+    Raises:
+        ValueError: `out` holds an unfinished run with other settings; they are listed.
+    """
     settings = json.loads(json.dumps(settings))
     try:
-        found = json.loads((out / "config.json").read_text())
+        found = json.loads((out / _CONFIG).read_text())
     except (FileNotFoundError, ValueError):
         found = None
     if found == settings:
-        return ""
-    if (
-        isinstance(found, dict)
-        and (out / "checkpoint.pt").exists()
-        and not (out / "weights.safetensors").exists()
-    ):
-        pairs = {name: (found.get(name), settings.get(name)) for name in sorted(found | settings)}
-        changed = ", ".join(
-            f"{name} {old!r} -> {new!r}" for name, (old, new) in pairs.items() if old != new
+        return
+    unfinished = (out / _CHECKPOINT).exists() and not (out / _WEIGHTS).exists()
+    if unfinished and isinstance(found, dict):
+        changed = []
+        for name in sorted(found | settings):
+            old, new = found.get(name), settings.get(name)
+            if old != new:
+                changed.append(f"{name} {old!r} -> {new!r}")
+        raise ValueError(
+            f"{out} holds an unfinished run with other settings: {', '.join(changed)}. Set them "
+            "back to continue it; to begin anew, delete the folder or choose another run name"
         )
-        return (f"{out} holds an unfinished run with other settings: {changed}. Set them back to continue it; to begin "
-                "anew, delete the folder or choose another run name")  # fmt: skip
     if out.exists():
-        print(f"{out.name} held a run with another configuration, kept as {paths.aside(out).name}")
+        kept = paths.aside(out)
+        print(f"{out.name} held a run with another configuration, kept as {kept.name}")
     out.mkdir(parents=True, exist_ok=True)
-    paths.write(out / "config.json", lambda path: path.write_text(json.dumps(settings, indent=1)))
-    return ""
+    _write_json(out / _CONFIG, settings)
 
 
-def resume(path, parts, device):
-    """Fill `parts` from the checkpoint, where there is one; returns the history and the best weights so far."""
+def save_checkpoint(
+    out: Path, parts: dict[str, Any], history: list[dict], best: dict[str, Tensor] | None
+) -> None:
+    """Write what `resume_checkpoint` reads, over the checkpoint before.
+
+    Args:
+        out: the run's folder.
+        parts: what has a `state_dict`, by name: network, optimiser, schedule.
+        history: a row for each epoch so far.
+        best: the network's state after its best epoch, or None where the last one counts.
+    """
+    states = {name: part.state_dict() for name, part in parts.items()}
+    states |= {"history": history, "best": best}
+    paths.write(out / _CHECKPOINT, lambda path: torch.save(states, path))
+
+
+def resume_checkpoint(
+    out: Path, parts: dict[str, Any], device: torch.device
+) -> tuple[list[dict], dict[str, Tensor] | None]:
+    """Fill `parts` from the checkpoint in `out`, where there is one.
+
+    Args:
+        out: the run's folder.
+        parts: what `save_checkpoint` was given, made anew.
+        device: where the tensors go.
+
+    Returns:
+        The history and the best state so far; an empty list and None without a checkpoint.
+
+    Raises:
+        ValueError: the checkpoint is damaged or another network's.
+    """
+    path = out / _CHECKPOINT
     if not path.exists():
         return [], None
     try:
@@ -48,27 +96,49 @@ def resume(path, parts, device):
             part.load_state_dict(checkpoint[name])
         return checkpoint["history"], checkpoint["best"]
     except Exception as error:
-        advice = f"delete {path.parent} to train anew"
-        raise ValueError(f"{path} is damaged or another network's ({error}): {advice}") from error
+        raise ValueError(
+            f"{path} is damaged or another network's ({error}): delete {out} to train anew"
+        ) from error
 
 
-def keep(network, history, out):
-    """Write the weights, the history and its kept row as metrics; returns the history as a table."""
-    table, kept = pd.DataFrame(history), next(row for row in history if row["kept"])
+def save_run(out: Path, network: nn.Module, history: list[dict]) -> pd.DataFrame:
+    """Write weights.safetensors, history.csv and, of the epoch that is kept, metrics.json.
+
+    Args:
+        out: the run's folder, which already holds config.json.
+        network: the network with the weights to keep.
+        history: a row for each epoch, `kept` in one of them.
+
+    Returns:
+        The history as a table.
+    """
+    table = pd.DataFrame(history)
     weights = {name: value.contiguous() for name, value in network.state_dict().items()}
-    paths.write(out / "weights.safetensors", lambda path: save_file(weights, path))
+    paths.write(out / _WEIGHTS, lambda path: save_file(weights, path))
     paths.write(out / "history.csv", lambda path: table.to_csv(path, index=False))
-    paths.write(out / "metrics.json", lambda path: path.write_text(json.dumps(kept, indent=1)))
+    _write_json(out / "metrics.json", next(row for row in history if row["kept"]))
     return table
 
 
-def load(network, folder, notebook):
-    """`network` with the weights of the run in `folder`, in evaluation mode, and the run's configuration.
+def load_network(
+    network: nn.Module, folder: str | Path, notebook: str
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Give `network` the weights of a finished run.
 
-    Raises FileNotFoundError, naming the `notebook` that makes them, where there are none, and ValueError where they
-    are damaged or another network's.
+    Args:
+        network: built as it was for that run; its weights are replaced.
+        folder: the run's folder.
+        notebook: the one that makes such runs, for the messages.
+
+    Returns:
+        The network in evaluation mode, and the run's configuration.
+
+    Raises:
+        FileNotFoundError: there are no weights; the message names the notebook.
+        ValueError: the weights are damaged or another network's.
     """
-    path = Path(folder) / "weights.safetensors"
+    folder = Path(folder)
+    path = folder / _WEIGHTS
     if not path.exists():
         raise FileNotFoundError(
             f"no finished training in {folder}: run notebook {notebook} first, with this run name"
@@ -84,4 +154,8 @@ def load(network, folder, notebook):
         raise ValueError(
             f"the weights in {folder} are not a {type(network).__name__}'s: {lines}"
         ) from error
-    return network.eval(), json.loads((Path(folder) / "config.json").read_text())
+    return network.eval(), json.loads((folder / _CONFIG).read_text())
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    paths.write(path, lambda beside: beside.write_text(json.dumps(content, indent=1)))

@@ -1,133 +1,163 @@
-"""Training a network on (image, label) pairs with Lightning Fabric: seeded, one printed line an epoch, resumable."""
+"""Training on (image, label) pairs: seeded, resumable, on whatever devices Lightning Fabric has."""
 
 import math
 import re
 import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
-from lightning_fabric import Fabric
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
-from torch import nn
-from torch.nn import functional
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from lib import paths
-from lib.learning import losses as objectives
-from lib.learning.checkpoint import claim, keep, resume
-from lib.learning.checkpoint import load as load
+from lib.evaluation import grading
+from lib.learning import checkpoint, losses
 
-KEPT = "The checkpoint of the epoch before is kept."
-LINE = "epoch {epoch:3d}  loss {loss:.3f}  val loss {val_loss:.3f}  accuracy {val_accuracy:.3f}"
+if TYPE_CHECKING:  # Fabric and scikit-learn are slow to import: whoever only predicts needs neither
+    from lightning_fabric import Fabric
+
+_LINE = "epoch {epoch:3d}  loss {loss:.3f}  val loss {val_loss:.3f}  accuracy {val_accuracy:.3f}"
+_Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+_KEPT = "The checkpoint of the epoch before is kept."
 
 
 @torch.random.fork_rng(devices=[])
 def fit(
-    network, train, val, out, *, epochs, batch_size=32, learning_rate=3e-3, seed=0, loss="cross-entropy",
-    balanced=False, select="last", config=None, device="cpu", fabric=None, accumulate=1, compile=False, workers=0,
-    report=None,
-):  # fmt: skip
-    """Minimise an objective of `network` on `train` with AdamW and a one-cycle rate; returns the history.
+    network: nn.Module,
+    train: Dataset,
+    val: Dataset,
+    out: str | Path,
+    *,
+    epochs: int,
+    batch_size: int = 32,
+    learning_rate: float = 3e-3,
+    seed: int = 0,
+    loss: str = "cross-entropy",
+    balanced: bool = False,
+    select: str = "last",
+    config: dict[str, Any] | None = None,
+    device: str | torch.device = "cpu",
+    fabric: "Fabric | None" = None,
+    accumulate: int = 1,
+    compiled: bool = False,
+    workers: int = 0,
+    report: Callable[[list[dict]], object] | None = None,
+) -> pd.DataFrame:
+    """Minimise a loss of `network` on `train` with AdamW and a one-cycle learning rate.
 
-    network   scores (B, N) from images (B, C, H, W); left on the device, in evaluation mode, with the weights kept
-    train     dataset of (image (C, H, W) float32, label int); `val` likewise, looked at but not learnt from. Images may
-              be uint8 where the dataset has `normalise`, which makes them float32, whole batches on the device
-    out       folder for weights.safetensors, history.csv, metrics.json and config.json; checkpoint.pt after each epoch
-    batch_size, accumulate  examples in a step of the optimiser, and in how many parts, one after the other
-    loss      one of `objectives.LOSSES`; `balanced` draws every grade equally often (`train` needs `grades`)
-    select    the weights kept are those of the "last" epoch, or of the first with the highest "kappa" on `val`
-    config    what else made the result (the data's fingerprint, the network's arguments), JSON-able
-    fabric    a launched `Fabric`, with its devices, machines and precision; without it, one `device` in float32
-    report    called with the history so far, a list of rows, after each epoch; without it, one line is printed
-    compile, workers  whether to `torch.compile`, and how many processes load images beside each that computes
+    The batches of epoch e, and what an example draws from PyTorch's generator (its flips), depend
+    on (seed, e) alone. So an interrupted run continues from its last whole epoch to the weights of
+    an undisturbed one, to the last bit on one kind of CPU with as many threads. Several processes
+    have the loss curve of one, up to rounding and dropout; batch normalisation shares its
+    statistics on GPUs only. A finished run with the same settings is loaded, not repeated; one with
+    others is kept beside, as `<out>.1`, `.2`, ... PyTorch's CPU generator is left as it was.
 
-    The batches of epoch e, and what an example draws from PyTorch's generator (its flips), depend on (seed, e) alone.
-    So a run that was interrupted continues from its last whole epoch to the same weights as an undisturbed one (to the
-    last bit on one kind of CPU with as many threads), and several processes have the loss curve of one, up to rounding
-    and dropout; batch normalisation shares its statistics on GPUs only. A finished run with the same settings is
-    loaded, not repeated; one with others is kept beside, as `<out>.1`, `.2`, ... PyTorch's CPU generator is left as it
-    was.
+    Args:
+        network: scores (B, N) from images (B, C, H, W). It is left on the device, in evaluation
+            mode, with the weights that are kept.
+        train: dataset of (image (C, H, W) float32, label int).
+        val: likewise; looked at, not learnt from.
+        out: folder for weights.safetensors, history.csv, metrics.json and config.json, and after
+            each epoch checkpoint.pt.
+        epochs: passes over `train`.
+        batch_size: the most examples in a step of the optimiser.
+        learning_rate: the highest of the cycle.
+        seed: of the batches and of what the examples draw.
+        loss: one of `losses.LOSSES`.
+        balanced: draw every grade equally often; `train` then needs `grades` (n,) int64.
+        select: keep the weights of the "last" epoch, or of the first with the highest "kappa" on
+            `val`.
+        config: what else made the result (the data's fingerprint, the network's arguments), able
+            to be written as JSON.
+        device: where to train, in float32, without a `fabric`.
+        fabric: launched, with its devices, machines and precision.
+        accumulate: how many parts a step's examples are taken in, one after the other.
+        compiled: whether to `torch.compile` the network.
+        workers: processes that load images beside each process that computes.
+        report: called after each epoch with the history so far; without it, one line is printed.
 
-    The history has a row for each epoch: epoch, loss, val_loss, val_accuracy, val_kappa (quadratically weighted),
-    learning_rate, seconds of the training pass, wait_share (of them, waiting for images), and kept.
+    Returns:
+        A row for each epoch: epoch, loss, val_loss, val_accuracy, val_kappa (quadratic weighted),
+        learning_rate, seconds of the training pass, wait_share (of them, waiting for images), kept.
 
-    Raises ValueError for settings that cannot be, a grade that `train` lacks, an unfinished run with other settings, a
-    loss that is not finite and a damaged checkpoint; MemoryError, naming what to change, where memory runs out.
+    Raises:
+        ValueError: settings that cannot be, a grade that `train` lacks, an unfinished run with
+            other settings, a loss that is not finite, a damaged checkpoint.
+        MemoryError: memory runs out; the message names what to change.
     """
-    fabric, out = fabric or _one(device), Path(out)
+    fabric = fabric or _one_device(device)
+    out = Path(out)
     settings = {
-        "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed, "loss": loss,
-        "balanced": balanced, "select": select, "accumulate": accumulate, "network": type(network).__name__,
-        "precision": fabric.strategy.precision.precision, "train": len(train), "val": len(val), **(config or {}),
-    }  # fmt: skip
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "seed": seed,
+        "loss": loss,
+        "balanced": balanced,
+        "select": select,
+        "accumulate": accumulate,
+        "network": type(network).__name__,
+        "precision": fabric.strategy.precision.precision,
+        "train": len(train),
+        "val": len(val),
+        **(config or {}),
+    }
     if fabric.world_size > 1 and fabric.device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     network.to(fabric.device, memory_format=torch.channels_last)
     _check(settings, network, train, val, fabric)
-    if refusal := fabric.broadcast(claim(out, settings) if fabric.is_global_zero else ""):
-        raise ValueError(refusal)
+    _claim_together(fabric, out, settings)
 
-    objective, grades = objectives.LOSSES[loss], train.grades if balanced else None
     optimiser = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=1e-4)
-    steps = epochs * -(-len(train) // batch_size)
+    steps = epochs * math.ceil(len(train) / batch_size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps)
     parts = {"network": network, "optimiser": optimiser, "schedule": schedule}
-    history, best = resume(out / "checkpoint.pt", parts, fabric.device)
+    history, best = checkpoint.resume_checkpoint(out, parts, fabric.device)
     if history and fabric.is_global_zero:
-        print(
-            f"continues after epoch {len(history)} of {epochs}"
-            if len(history) < epochs
-            else "already trained"
-        )
-    model, optimiser = fabric.setup(torch.compile(network) if compile else network, optimiser)
+        done = len(history)
+        print(f"continues after epoch {done} of {epochs}" if done < epochs else "already trained")
+    model = torch.compile(network) if compiled else network
+    model, optimiser = fabric.setup(model, optimiser)
 
+    grades = train.grades if balanced else None
+    rank, world = fabric.global_rank, fabric.world_size
     for epoch in range(len(history) + 1, epochs + 1):
-        share = batches(
-            len(train), batch_size, seed, epoch, grades, fabric.global_rank, fabric.world_size
+        batches = _batches(len(train), batch_size, seed, epoch, grades, rank, world)
+        loader = DataLoader(
+            _Seeded(train),
+            batch_sampler=batches,
+            num_workers=workers,
+            pin_memory=fabric.device.type == "cuda",
         )
         with _memory_named(settings):
-            mean, seconds, waited = _one_epoch(
-                fabric,
-                model,
-                objective,
-                optimiser,
-                schedule,
-                train,
-                share,
-                accumulate,
-                workers,
-                epoch,
+            mean, seconds, waited = _train_epoch(
+                fabric, model, optimiser, schedule, loader, losses.LOSSES[loss], accumulate, epoch
             )
-        scores, labels = _predicted(fabric, network, val, len(share[0]), workers)
-        losses, terms = objective(scores, labels)
-        answers = objectives.answers(scores, loss)
+        scores, labels = _predict_together(fabric, network, val, len(batches[0]), workers)
         row = {
-            "epoch": epoch, "loss": mean, "val_loss": (losses.sum() / terms.sum()).item(),
-            "val_accuracy": (answers == labels).float().mean().item(), "val_kappa": objectives.kappa(answers, labels),
-            "learning_rate": schedule.get_last_lr()[0], "seconds": seconds, "wait_share": waited / seconds,
-        }  # fmt: skip
+            "epoch": epoch,
+            "loss": mean,
+            **_validation(scores, labels, loss),
+            "learning_rate": schedule.get_last_lr()[0],
+            "seconds": seconds,
+            "wait_share": waited / seconds,
+        }
         if not math.isfinite(row["val_loss"]):
             raise ValueError(
-                f"epoch {epoch}: loss {mean:g}, then val loss {row['val_loss']}; lower learning_rate. {KEPT}"
+                f"epoch {epoch}: loss {mean:g}, then val loss {row['val_loss']}; "
+                f"lower learning_rate. {_KEPT}"
             )
-        if select == "kappa" and row["val_kappa"] > max(
-            (old["val_kappa"] for old in history), default=-math.inf
-        ):
+        highest = max((earlier["val_kappa"] for earlier in history), default=-math.inf)
+        if select == "kappa" and row["val_kappa"] > highest:
             best = {name: value.clone() for name, value in network.state_dict().items()}
         history.append(row)
         if fabric.is_global_zero:
-            report(history) if report else print(LINE.format(**row))
-            states = {name: part.state_dict() for name, part in parts.items()} | {
-                "history": history,
-                "best": best,
-            }
-            paths.write(out / "checkpoint.pt", lambda path, states=states: torch.save(states, path))
+            report(history) if report else print(_LINE.format(**row))
+            checkpoint.save_checkpoint(out, parts, history, best)
 
     if best:
         network.load_state_dict(best)
@@ -135,107 +165,178 @@ def fit(
     kept = max(history, key=lambda row: row["val_kappa"]) if select == "kappa" else history[-1]
     history = [row | {"kept": row is kept} for row in history]
     if fabric.is_global_zero:
-        keep(network, history, out)
+        checkpoint.save_run(out, network, history)
     fabric.barrier()
     return pd.DataFrame(history)
 
 
-def fit_head(network, train, val, out, *, strengths=(0.01, 0.03, 0.1), config=None, device="cpu"):
-    """Fit only the grade kernels of a pretrained `network`, by logistic regression on its radiomic sequences.
+def fit_head(
+    network: nn.Module,
+    train: Dataset,
+    val: Dataset,
+    out: str | Path,
+    *,
+    strengths: Sequence[float] = (0.01, 0.03, 0.1),
+    config: dict[str, Any] | None = None,
+    device: str | torch.device = "cpu",
+) -> pd.DataFrame:
+    """Fit only the grade kernels of a pretrained `network`, by logistic regression.
 
-    The scores are affine in the sequence, S = W s + b; with frozen features the cross-entropy is convex and needs no
-    epochs. Every photograph of `train` (as of `fit`, with `normalise` or float32) and its mirror image count. The
-    penalty C is the one of `strengths` with the least cross-entropy in five-fold cross-validation over the photographs;
-    the standardisation of the sequences is taken into W and b. Leaves in `out` what `fit` leaves, but no checkpoint,
-    and returns a history of one row. Raises ValueError for an unfinished run in `out`.
+    The scores are affine in the radiomic sequence, S = W s + b. With frozen features the
+    cross-entropy is convex and needs no epochs. Every photograph and its mirror image count, and in
+    the five-fold cross-validation that chooses the penalty both lie in one fold. The
+    standardisation of the sequences is taken into W and b.
+
+    Args:
+        network: with `sequence` and `head`, as `networks.RadiomicSequencer`; left on the device, in
+            evaluation mode.
+        train: dataset of (image (C, H, W) float32, label int).
+        val: likewise; looked at, not learnt from.
+        out: folder for what `fit` leaves, but no checkpoint.
+        strengths: the penalties C to choose from, by the least cross-entropy.
+        config: what else made the result, able to be written as JSON.
+        device: where the sequences are computed.
+
+    Returns:
+        A history of one row; its loss is the cross-validated one.
+
+    Raises:
+        ValueError: an unfinished run in `out`.
     """
-    out, settings = (
-        Path(out),
-        {"strengths": list(strengths), "network": type(network).__name__, **(config or {})},
-    )
-    if refusal := claim(out, settings):
-        raise ValueError(refusal)
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    out = Path(out)
+    settings = {"strengths": list(strengths), "network": type(network).__name__, **(config or {})}
+    checkpoint.claim_run(out, settings)
     network.to(device).eval()
     sequences, grades = _sequences(network, train, device)
-    groups = np.tile(np.arange(len(train)), 2)
-    folds = StratifiedGroupKFold(5, shuffle=True, random_state=0).split(sequences, grades, groups)
-    steps = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    grid = {"logisticregression__C": list(strengths)}
-    search = GridSearchCV(steps, grid, scoring="neg_log_loss", cv=list(folds)).fit(
-        sequences, grades
-    )
-    scaler, model = (step for _, step in search.best_estimator_.steps)
+    photographs = np.tile(np.arange(len(train)), 2)
+    folds = StratifiedGroupKFold(5, shuffle=True, random_state=0)
+    search = GridSearchCV(
+        make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)),
+        {"logisticregression__C": list(strengths)},
+        scoring="neg_log_loss",
+        cv=folds,
+    ).fit(sequences, grades, groups=photographs)
+
+    scaler, model = search.best_estimator_.named_steps.values()
     weight = model.coef_ / scaler.scale_
+    bias = model.intercept_ - weight @ scaler.mean_
     with torch.no_grad():
         network.head.weight.copy_(torch.from_numpy(weight)[:, :, None, None])
-        network.head.bias.copy_(torch.from_numpy(model.intercept_ - weight @ scaler.mean_))
-    scores, labels = predict(network, val, device)
-    answers = scores.argmax(1)
+        network.head.bias.copy_(torch.from_numpy(bias))
     row = {
         "epoch": 1,
         "loss": -search.best_score_,
-        "val_loss": functional.cross_entropy(scores, labels).item(),
+        **_validation(*predict(network, val, device), "cross-entropy"),
+        "C": model.C,
+        "kept": True,
     }
-    row |= {
-        "val_accuracy": (answers == labels).float().mean().item(),
-        "val_kappa": objectives.kappa(answers, labels),
-    }
-    return keep(network, [row | {"C": model.C, "kept": True}], out)
+    return checkpoint.save_run(out, network, [row])
 
 
 @torch.no_grad()
-def _sequences(network, train, device):
-    """The radiomic sequences (2n, K) of a dataset and of its mirror images, and the grades (2n,), as arrays."""
-    found = []
-    for images, labels in _arriving(DataLoader(train, 16), train, device):
-        found.append(
-            [network.sequence(images).cpu(), network.sequence(images.flip(3)).cpu(), labels.cpu()]
-        )
-    plain, mirrored, labels = (torch.cat(part).numpy() for part in zip(*found, strict=True))
-    return np.concatenate([plain, mirrored]), np.tile(labels, 2)
+def predict(
+    network: nn.Module,
+    dataset: Dataset,
+    device: str | torch.device = "cpu",
+    batch_size: int = 256,
+    workers: int = 0,
+    only: Sequence[int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The scores of a dataset's examples, in its order; the network is left in evaluation mode.
+
+    Args:
+        network: scores (B, N) from images (B, C, H, W), on the device.
+        dataset: of (image (C, H, W) float32, label int).
+        device: where the network is.
+        batch_size: images at a time.
+        workers: processes that load images.
+        only: the indices to take, in their order; all without it.
+
+    Returns:
+        Scores (n, N) and labels (n,) int64, on the CPU.
+    """
+    network.eval()
+    loader = DataLoader(dataset, batch_size, sampler=only, num_workers=workers)
+    scores, truth = [], []
+    for images, labels in _arriving(loader, device):
+        scores.append(network(images).cpu())
+        truth.append(labels.cpu())
+    return torch.cat(scores), torch.cat(truth)
 
 
-def _one_epoch(
-    fabric, model, objective, optimiser, schedule, train, share, accumulate, workers, epoch
-):
-    """One pass over this process' `share` of the batches: the mean loss of all, the seconds, and those it waited."""
+def _batches(
+    count: int, batch_size: int, seed: int, epoch: int, grades: Tensor | None, rank: int, world: int
+) -> list[list[list[int]]]:
+    """What process `rank` of `world` takes of each batch: lists of [seed of an example, its index].
+
+    Every one of `count` examples comes once, in random order. With their `grades` (count,) int64,
+    as many are drawn with replacement, every grade equally often. Batches are even, at most
+    `batch_size`, and the same for every `world`.
+    """
+    generator = torch.Generator().manual_seed(1_000_003 * seed + epoch)
+    if grades is None:
+        order = torch.randperm(count, generator=generator)
+    else:
+        weights = 1 / grades.bincount()[grades]
+        order = torch.multinomial(weights, count, replacement=True, generator=generator)
+    seeds = torch.randint(2**62, (count,), generator=generator)
+    keys = torch.stack([seeds, order], 1)
+    batches = keys.tensor_split(math.ceil(count / batch_size))
+    return [batch[rank::world].tolist() for batch in batches]
+
+
+class _Seeded(Dataset):
+    """`dataset` read by [seed, index]: what an example draws depends on its seed alone."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, key: list[int]) -> tuple[Tensor, int]:
+        seed, index = key
+        torch.default_generator.manual_seed(seed)
+        return self.dataset[index]
+
+
+def _train_epoch(
+    fabric: "Fabric",
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    loader: DataLoader,
+    objective: _Objective,
+    accumulate: int,
+    epoch: int,
+) -> tuple[float, float, float]:
+    """One pass: the mean loss of all processes, the seconds, and those spent waiting for images."""
     model.train()
-    start, waited, sums = time.perf_counter(), 0.0, torch.zeros(2, dtype=torch.float64)
-    pinned = fabric.device.type == "cuda"
-    loader = DataLoader(Seeded(train), batch_sampler=share, num_workers=workers, pin_memory=pinned)
-    arriving = _arriving(loader, train, fabric.device)
-    torch.manual_seed(share[0][0][0])  # dropout's generator on a GPU; on the CPU, below
-    for number, keys in enumerate(share, 1):
+    start = time.perf_counter()
+    waited = 0.0
+    sums = torch.zeros(2, dtype=torch.float64)
+    arriving = _arriving(loader, fabric.device)
+    batches = loader.batch_sampler
+    torch.manual_seed(batches[0][0][0])  # of dropout on a GPU; on the CPU it is set at each batch
+    for number, keys in enumerate(batches, 1):
         asked = time.perf_counter()
         images, labels = next(arriving)
         waited += time.perf_counter() - asked
         torch.default_generator.manual_seed(keys[0][0])
 
         optimiser.zero_grad()
-        losses, terms = [], 0
-        for x, y in (
-            pieces := list(zip(images.chunk(accumulate), labels.chunk(accumulate), strict=True))
-        ):
-            with fabric.no_backward_sync(model, enabled=len(losses) < len(pieces) - 1):
-                loss, weight = objective(model(x), y)
-                fabric.backward(loss.sum())
-            losses.append(loss.detach())
-            terms += weight.sum()
-        losses = torch.cat(losses)
-        batch = fabric.all_reduce(torch.stack([losses.sum(), terms]), reduce_op="sum")
+        batch = _backward(fabric, model, objective, images, labels, accumulate)
+        batch = fabric.all_reduce(batch, reduce_op="sum")
         if not batch.isfinite().all():
-            bad = [
-                keys[i][1]
-                for i in (~images.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
-            ]
-            why = f"images {bad[:8]} of train are not finite" if bad else "lower learning_rate"
             raise ValueError(
-                f"epoch {epoch}, batch {number} of {len(share)}: loss {batch[0]:g}; {why}. {KEPT}"
+                f"epoch {epoch}, batch {number} of {len(batches)}: loss {batch[0]:g}; "
+                f"{_cause(images, keys)}. {_KEPT}"
             )
-        for parameter in (
-            model.parameters()
-        ):  # from the sum, averaged over processes, to the mean over the batch
+        for parameter in model.parameters():
             if parameter.grad is not None:
+                # Fabric has averaged the sums over the processes; this is the mean over the batch.
                 parameter.grad *= fabric.world_size / batch[1]
         optimiser.step()
         schedule.step()
@@ -243,99 +344,109 @@ def _one_epoch(
     return (sums[0] / sums[1]).item(), time.perf_counter() - start, waited
 
 
-def batches(count, batch_size, seed, epoch, grades=None, rank=0, world=1):
-    """The share of process `rank` of `world` in each batch of an epoch: lists of [seed of the example, its index].
-
-    Every one of `count` examples once, in random order; with their `grades` (count,) int64, as many are drawn with
-    replacement, every grade equally often. Batches are even, at most `batch_size`; they do not depend on `world`.
-    """
-    generator = torch.Generator().manual_seed(1_000_003 * seed + epoch)
-    if grades is None:
-        order = torch.randperm(count, generator=generator)
-    else:
-        order = torch.multinomial(
-            1 / grades.bincount()[grades], count, replacement=True, generator=generator
-        )
-    seeds = torch.randint(2**62, (count,), generator=generator)
-    keys = torch.stack([seeds, order], 1)
-    return [batch[rank::world].tolist() for batch in keys.tensor_split(-(-count // batch_size))]
-
-
-class Seeded(Dataset):
-    """`dataset` read by [seed, index]: what an example draws from PyTorch's generator depends on the seed alone."""
-
-    def __init__(self, dataset):
-        self.dataset = dataset
-
-    def __getitem__(self, key):
-        torch.default_generator.manual_seed(key[0])
-        return self.dataset[key[1]]
+def _backward(
+    fabric: "Fabric",
+    model: nn.Module,
+    objective: _Objective,
+    images: Tensor,
+    labels: Tensor,
+    accumulate: int,
+) -> Tensor:
+    """Add up the gradients of the summed loss, part by part; that sum and its number of terms."""
+    pieces = list(zip(images.chunk(accumulate), labels.chunk(accumulate), strict=True))
+    found, terms = [], 0
+    for number, (some, truth) in enumerate(pieces, 1):
+        with fabric.no_backward_sync(model, enabled=number < len(pieces)):
+            each, weights = objective(model(some), truth)
+            fabric.backward(each.sum())
+        found.append(each.detach())
+        terms += weights.sum()
+    return torch.stack([torch.cat(found).sum(), terms])
 
 
-def _arriving(loader, dataset, device):
-    """The batches of a loader on the device, images as float32."""
-    for images, labels in loader:
-        images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
-        yield (
-            dataset.normalise(images) if images.dtype == torch.uint8 else images,
-            labels.to(device),
-        )
+def _cause(images: Tensor, keys: list[list[int]]) -> str:
+    """Why a loss is not finite: the images, or else the learning rate."""
+    finite = images.flatten(1).isfinite().all(1).tolist()
+    bad = [index for (_, index), fine in zip(keys, finite, strict=True) if not fine]
+    return f"images {bad[:8]} of train are not finite" if bad else "lower learning_rate"
+
+
+def _validation(scores: Tensor, labels: Tensor, loss: str) -> dict[str, float]:
+    each, terms = losses.LOSSES[loss](scores, labels)
+    predicted = losses.answered_grades(losses.probabilities(scores, loss), loss)
+    return {
+        "val_loss": (each.sum() / terms.sum()).item(),
+        "val_accuracy": (predicted == labels).float().mean().item(),
+        "val_kappa": grading.quadratic_kappa(predicted, labels),
+    }
+
+
+def _predict_together(
+    fabric: "Fabric", network: nn.Module, val: Dataset, batch_size: int, workers: int
+) -> list[Tensor]:
+    """`predict`, of which every process takes its share; all get the whole."""
+    rank, world = fabric.global_rank, fabric.world_size
+    if world > 1:
+        for buffer in network.buffers():
+            if buffer.is_floating_point():
+                fabric.all_reduce(buffer)  # in place: running statistics become their mean
+    share = predict(network, val, fabric.device, batch_size, workers, range(rank, len(val), world))
+    together = []
+    for values in share:
+        whole = values.new_zeros(len(val), *values.shape[1:])
+        whole[rank::world] = values
+        together.append(fabric.all_reduce(whole, reduce_op="sum").cpu())
+    return together
 
 
 @torch.no_grad()
-def predict(network, dataset, device="cpu", batch_size=256, workers=0, only=None):
-    """Scores (n, N) and labels (n,) of a dataset, in its order, or of the indices `only`, on the CPU.
-
-    The network is left in evaluation mode.
-    """
-    network.eval()
-    arriving = _arriving(
-        DataLoader(dataset, batch_size, sampler=only, num_workers=workers), dataset, device
-    )
-    scores, labels = zip(
-        *[(network(images).cpu(), labels.cpu()) for images, labels in arriving], strict=True
-    )
-    return torch.cat(scores), torch.cat(labels)
+def _sequences(
+    network: nn.Module, train: Dataset, device: str | torch.device
+) -> tuple[np.ndarray, np.ndarray]:
+    """The radiomic sequences (2n, K) of a dataset, then of its mirror images; the grades (2n,)."""
+    plain, mirrored, grades = [], [], []
+    for images, labels in _arriving(DataLoader(train, 16), device):
+        plain.append(network.sequence(images).cpu())
+        mirrored.append(network.sequence(images.flip(3)).cpu())
+        grades.append(labels.cpu())
+    return torch.cat(plain + mirrored).numpy(), torch.cat(grades + grades).numpy()
 
 
-def _predicted(fabric, network, val, batch_size, workers):
-    """`predict` with every process taking its share; all get the whole."""
-    rank, world = fabric.global_rank, fabric.world_size
-    if world > 1:
-        for buffer in filter(
-            torch.is_floating_point, network.buffers()
-        ):  # running statistics: the processes' mean
-            fabric.all_reduce(buffer)
-    found = []
-    for part in predict(
-        network, val, fabric.device, batch_size, workers, range(rank, len(val), world)
-    ):
-        whole = part.new_zeros(len(val), *part.shape[1:])
-        whole[rank::world] = part
-        found.append(fabric.all_reduce(whole, reduce_op="sum").cpu())
-    return found
+def _arriving(loader: DataLoader, device: str | torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of a loader, on the device."""
+    for images, labels in loader:
+        images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+        yield images, labels.to(device)
 
 
-def _one(device):
+def _one_device(device: str | torch.device) -> "Fabric":
+    from lightning_fabric import Fabric
+
     device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {device}, and PyTorch finds no GPU (torch.cuda.is_available() is False): take "
-                         "device='cpu', or install the PyTorch that fits this machine's driver")  # fmt: skip
+        raise ValueError(
+            f"device is {device}, and PyTorch finds no GPU (torch.cuda.is_available() is False): "
+            "take device='cpu', or install the PyTorch that fits this machine's driver"
+        )
     return Fabric(accelerator=device.type, devices=[device.index] if device.index else 1)
 
 
-def _check(settings, network, train, val, fabric):
+def _check(
+    settings: dict[str, Any], network: nn.Module, train: Dataset, val: Dataset, fabric: "Fabric"
+) -> None:
     """Refuse, before anything is written, what cannot be trained."""
     for name in ("epochs", "batch_size", "accumulate", "train", "val"):
         if settings[name] < 1:
             raise ValueError(f"{name}: {settings[name]}, and at least 1 is needed")
-    for name, known in (("loss", list(objectives.LOSSES)), ("select", ["last", "kappa"])):
+    for name, known in (("loss", list(losses.LOSSES)), ("select", ["last", "kappa"])):
         if settings[name] not in known:
             raise ValueError(f"{name} is {settings[name]!r}; choose one of {', '.join(known)}")
-    smallest, processes = len(train) // -(-len(train) // settings["batch_size"]), fabric.world_size
-    if processes > min(smallest, len(val)):
-        raise ValueError(f"{processes} processes cannot share a batch of {smallest} or validate on {len(val)}: start "
-                         f"fewer, or raise batch_size from {settings['batch_size']}")  # fmt: skip
+    smallest = len(train) // math.ceil(len(train) / settings["batch_size"])
+    if fabric.world_size > min(smallest, len(val)):
+        raise ValueError(
+            f"{fabric.world_size} processes cannot share a batch of {smallest} or validate on "
+            f"{len(val)}: start fewer, or raise batch_size from {settings['batch_size']}"
+        )
     grades = getattr(train, "grades", None)
     if grades is None and settings["balanced"]:
         raise ValueError("balanced needs train.grades, the label of every example, int64")
@@ -343,19 +454,36 @@ def _check(settings, network, train, val, fabric):
         classes = predict(network, val, fabric.device, only=[0])[0].shape[1]
         counts = grades.bincount(minlength=classes).tolist()
         if len(counts) > classes or 0 in counts:
-            raise ValueError(f"train has {counts} examples of the grades 0, 1, ..., and the network answers 0 to "
-                             f"{classes - 1}: each needs one. Add examples, or build another network")  # fmt: skip
+            raise ValueError(
+                f"train has {counts} examples of the grades 0, 1, ..., and the network answers 0 "
+                f"to {classes - 1}: each needs one. Add examples, or build another network"
+            )
+
+
+def _claim_together(fabric: "Fabric", out: Path, settings: dict[str, Any]) -> None:
+    """`checkpoint.claim_run` by one process; where it refuses, all of them raise."""
+    refusal = ""
+    if fabric.is_global_zero:
+        try:
+            checkpoint.claim_run(out, settings)
+        except ValueError as error:
+            refusal = str(error)
+    refusal = fabric.broadcast(refusal)
+    if refusal:
+        raise ValueError(refusal)
 
 
 @contextmanager
-def _memory_named(settings):
+def _memory_named(settings: dict[str, Any]) -> Iterator[None]:
+    """Turn an error for want of memory into one that names the settings that need it."""
     try:
         yield
     except RuntimeError as error:
         if not re.search("out of memory|allocate memory|not enough memory", str(error)):
             raise
-        now = ", ".join(
-            f"{name} {settings[name]}" for name in ("batch_size", "accumulate", "precision")
-        )
-        raise MemoryError(f"out of memory with {now}: raise accumulate, lower batch_size or the photographs' size, or "
-                          "give Fabric(precision='bf16-mixed')") from error  # fmt: skip
+        names = ("batch_size", "accumulate", "precision")
+        now = ", ".join(f"{name} {settings[name]}" for name in names)
+        raise MemoryError(
+            f"out of memory with {now}: raise accumulate, lower batch_size or the photographs' "
+            "size, or give Fabric(precision='bf16-mixed')"
+        ) from error

@@ -1,37 +1,56 @@
-"""Scores against their definitions written out: confusion matrices made by hand, pairs counted, pixels counted."""
+"""Scores and tests against their definitions written out, intervals against SciPy's."""
 
+import itertools
 import json
+import math
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
+from sklearn import metrics
 
-from lib.evaluation import grading as scores
+from lib.evaluation import grading
 
 
 def answers(confusion, seed=0):
-    """Probabilities and grades whose confusion matrix is `confusion`, in random order, never tied at the top."""
-    grades, predicted = np.nonzero(np.ones_like(confusion))
-    grades, predicted = (np.repeat(values, np.ravel(confusion)) for values in (grades, predicted))
+    """Probabilities and grades with this confusion matrix, shuffled, never tied at the top."""
+    cells = itertools.product(range(len(confusion)), repeat=2)
+    pairs = np.repeat(list(cells), np.ravel(confusion), axis=0)
     rng = np.random.default_rng(seed)
-    order = rng.permutation(len(grades))
+    grades, predicted = rng.permutation(pairs).T
     probabilities = rng.dirichlet(np.ones(len(confusion)), len(grades)) * 0.4
     probabilities[np.arange(len(grades)), predicted] += 0.6
-    return probabilities[order], grades[order]
+    return probabilities, grades
+
+
+def random_scores(n, classes=5, seed=0):
+    """Scores (n, classes) that know something of the labels (n,); every class occurs."""
+    rng = np.random.default_rng(seed)
+    labels = np.r_[np.arange(classes), rng.integers(classes, size=n - classes)]
+    return rng.normal(size=(n, classes)) + 1.2 * np.eye(classes)[labels], labels
+
+
+def softmax(scores):
+    return np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
 
 
 def kappa_by_definition(confusion):
-    """1 - sum w O / sum w E with w = (i - j)^2 / (N - 1)^2 and E from the margins (Cohen 1968)."""
-    observed, n = np.asarray(confusion, float), len(confusion)
-    weight = np.array([[(i - j) ** 2 / (n - 1) ** 2 for j in range(n)] for i in range(n)])
+    """1 - sum w O / sum w E with w = (i - j)^2 and E from the margins (Cohen 1968)."""
+    observed = np.asarray(confusion, float)
+    rows, columns = np.indices(observed.shape)
+    weight = (rows - columns) ** 2
     expected = np.outer(observed.sum(1), observed.sum(0)) / observed.sum()
     return 1 - (weight * observed).sum() / (weight * expected).sum()
 
 
 def auc_by_pairs(value, positive):
-    """The share of (positive, negative) pairs in which the positive has the greater value; a tie counts half."""
-    pairs = [(p > n) + (p == n) / 2 for p in value[positive] for n in value[~positive]]
-    return sum(pairs) / len(pairs)
+    """The share of (positive, negative) pairs in which the positive is greater; a tie is half."""
+    pairs = itertools.product(value[positive], value[~positive])
+    return np.mean([(p > n) + (p == n) / 2 for p, n in pairs])
+
+
+# --- the scores of grading
 
 
 def test_a_confusion_matrix_worked_by_hand():
@@ -42,7 +61,7 @@ def test_a_confusion_matrix_worked_by_hand():
         [0, 0, 2, 3, 0],
         [1, 0, 0, 0, 4],
     ]
-    result = scores.grading(*answers(confusion))
+    result = grading.grade_scores(*answers(confusion))
     assert result["confusion"] == confusion
     assert result["accuracy"] == pytest.approx(74 / 100)
     assert result["majority_rate"] == pytest.approx(60 / 100)
@@ -52,311 +71,346 @@ def test_a_confusion_matrix_worked_by_hand():
     assert result["kappa"] == pytest.approx(1 - squared_errors / by_chance)
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(5))
 def test_random_confusion_matrices_agree_with_the_definitions(seed):
     rng = np.random.default_rng(seed)
     confusion = rng.integers(0, rng.integers(2, 9), (5, 5)) + np.eye(5, dtype=int)
     probabilities, grades = answers(confusion, seed)
-    result = scores.grading(torch.tensor(probabilities), torch.tensor(grades))
+    result = grading.grade_scores(torch.tensor(probabilities), torch.tensor(grades))
     counts = confusion.sum(1)
     assert result["confusion"] == confusion.tolist()
     assert result["kappa"] == pytest.approx(kappa_by_definition(confusion))
     assert result["accuracy"] == pytest.approx(np.trace(confusion) / confusion.sum())
-    assert result["majority_rate"] == pytest.approx(
-        max(np.mean(grades == grade) for grade in range(5))
-    )
+    assert result["majority_rate"] == pytest.approx(counts.max() / confusion.sum())
     assert result["balanced_accuracy"] == pytest.approx(np.mean(np.diag(confusion) / counts))
-    assert result["auc_referable"] == pytest.approx(
-        auc_by_pairs(probabilities[:, 2:].sum(1), grades >= 2)
-    )
+    referable = auc_by_pairs(probabilities[:, 2:].sum(1), grades >= 2)
+    assert result["auc_referable"] == pytest.approx(referable)
 
 
 def test_an_answer_without_skill_scores_what_the_docstring_says():
     grades = np.repeat(np.arange(5), [70, 7, 15, 5, 3])
     always_none = np.tile([0.6, 0.1, 0.1, 0.1, 0.1], (100, 1))
-    result = scores.grading(always_none, grades)
+    result = grading.grade_scores(always_none, grades)
     assert result["accuracy"] == result["majority_rate"] == pytest.approx(0.7)
     assert result["balanced_accuracy"] == pytest.approx(0.2)
     assert result["kappa"] == pytest.approx(0)
     assert result["auc_referable"] == pytest.approx(0.5)
 
 
-def test_a_perfect_answer_and_one_that_is_wrong_by_as_much_as_can_be():
-    perfect = scores.grading(np.eye(5)[[0, 1, 2, 3, 4]], [0, 1, 2, 3, 4])
-    assert [
-        perfect[name] for name in ("accuracy", "balanced_accuracy", "kappa", "auc_referable")
-    ] == [1, 1, 1, 1]
-    reversed_ = scores.grading(np.eye(5)[[4, 4, 0, 0]], [0, 0, 4, 4])
-    assert [reversed_[name] for name in ("accuracy", "kappa", "auc_referable")] == [0, -1, 0]
-
-
 def test_equal_chances_of_referable_disease_count_half_in_the_auc():
     low, middle, high = [0.75, 0.25, 0, 0, 0], [0.25, 0.25, 0.5, 0, 0], [0, 0.25, 0.25, 0.25, 0.25]
-    result = scores.grading([low, middle, middle, high], [0, 1, 2, 3])
+    result = grading.grade_scores([low, middle, middle, high], [0, 1, 2, 3])
     assert result["auc_referable"] == (1 + 0.5 + 1 + 1) / 4
 
 
 def test_a_grade_that_does_not_occur_has_no_recall_and_is_left_out_of_the_balance():
-    result = scores.grading(np.eye(5)[[0, 0, 1, 3, 2]], [0, 0, 0, 2, 2])
+    result = grading.grade_scores(np.eye(5)[[0, 0, 1, 4, 2]], [0, 0, 0, 2, 2])
     assert result["recall"] == [pytest.approx(2 / 3), None, 0.5, None, None]
     assert result["balanced_accuracy"] == pytest.approx((2 / 3 + 1 / 2) / 2)
     assert result["kappa"] == pytest.approx(kappa_by_definition(result["confusion"]))
     json.dumps(result, allow_nan=False)
 
 
-@pytest.mark.parametrize("grades", [[0, 1, 1], [2, 3, 4]])
-def test_one_side_of_referable_has_no_auc(grades):
-    result = scores.grading(np.eye(5)[[0, 2, 1]], grades)
-    assert result["auc_referable"] is None
-    assert result["kappa"] == pytest.approx(kappa_by_definition(result["confusion"]))
+def test_answers_other_than_the_likeliest_grades_are_scored_where_they_are_given():
+    probabilities = np.array([[0.6, 0.4, 0, 0, 0], [0.1, 0.2, 0.7, 0, 0]])
+    found = grading.grade_scores(probabilities, [1, 2], predicted=[1, 1])
+    assert found["accuracy"] == 0.5 and found["auc_referable"] == 1
+    assert found["confusion"][1][1] == found["confusion"][2][1] == 1
 
 
 @pytest.mark.filterwarnings("error")
-def test_kappa_is_undefined_only_where_one_grade_is_all_there_is():
-    assert scores.grading(np.eye(5)[[2, 2]], [2, 2])["kappa"] is None
-    assert scores.grading(np.eye(5)[[1, 1]], [2, 2])["kappa"] == 0
-    assert scores.grading(np.eye(5)[[2, 2]], [2, 0])["kappa"] == 0
+@pytest.mark.parametrize(
+    ("predicted", "grades", "kappa", "auc"),
+    [
+        ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4], 1, 1),
+        ([4, 4, 0, 0], [0, 0, 4, 4], -1, 0),
+        ([1, 1], [2, 2], 0, None),  # one side only has no AUC
+        ([2, 2], [2, 0], 0, 0.5),
+        ([2, 2], [2, 2], None, None),
+        # From 1 to 4 are three steps, though no grade between them occurs: 9 beside 24 by chance.
+        ([0, 1, 4, 4], [0, 1, 1, 4], 1 - 9 / 24, pytest.approx(5 / 6)),
+    ],
+)
+def test_kappa_is_undefined_only_where_one_grade_is_all_there_is(predicted, grades, kappa, auc):
+    result = grading.grade_scores(np.eye(5)[predicted], grades)
+    assert result["kappa"] == (kappa if kappa is None else pytest.approx(kappa))
+    assert result["auc_referable"] == auc
+    plain = grading.quadratic_kappa(torch.tensor(predicted), torch.tensor(grades))
+    assert type(plain) is float
+    assert plain == pytest.approx(kappa or 0)
+
+
+# --- bootstrap_interval
+
+
+def test_the_interval_is_scipys_percentile_bootstrap():
+    x = np.random.default_rng(1).exponential(size=80)
+    ours = grading.bootstrap_interval(np.mean, x, samples=20_000, seed=3)
+    theirs = stats.bootstrap((x,), np.mean, method="percentile", n_resamples=20_000, rng=4)
+    assert ours == pytest.approx(tuple(theirs.confidence_interval), abs=0.012)
+
+
+def test_arrays_are_resampled_together():
+    scores, _ = random_scores(60)
+    x, y = scores[:, 0], scores[:, 0] + scores[:, 1]
+
+    def correlation(x, y):
+        return np.corrcoef(x, y)[0, 1]
+
+    options = {"paired": True, "vectorized": False, "method": "percentile", "n_resamples": 4000}
+    theirs = stats.bootstrap((x, y), correlation, **options, rng=5).confidence_interval
+    ours = grading.bootstrap_interval(correlation, x, y, samples=4000)
+    assert ours == pytest.approx(tuple(theirs), abs=0.02)
+
+
+def test_of_four_answers_one_right_the_interval_is_the_binomials():
+    # Of a resample's four, Binomial(4, 1/4) are right: none in 31.6 %, <= 1 in 73.8, <= 2 in 94.9.
+    right = np.array([True, False, False, False])
+    assert grading.bootstrap_interval(np.mean, right, level=0.8, samples=5000) == (0.0, 0.5)
+    assert grading.bootstrap_interval(np.mean, right, level=0.2, samples=5000) == (0.25, 0.25)
+
+
+def test_the_same_seed_gives_the_same_interval_and_tensors_are_taken():
+    x = torch.rand(40, generator=torch.Generator().manual_seed(0))
+    first = grading.bootstrap_interval(np.mean, x, samples=200)
+    assert first == grading.bootstrap_interval(np.mean, x.numpy(), samples=200)
+    assert first != grading.bootstrap_interval(np.mean, x, samples=200, seed=1)
+
+
+def test_resamples_without_a_value_are_left_out():
+    # Two positives in ten: a tenth of the resamples hold none, and AUC is then undefined.
+    grades, probabilities = np.array([2, 2, *[0] * 8]), np.full((10, 5), 0.2)
+    probabilities[:, 4] += np.linspace(0.1, 0, 10)
+    areas = []
+
+    def auc(p, g):
+        areas.append(grading.grade_scores(p, g)["auc_referable"])
+        return areas[-1]
+
+    assert grading.bootstrap_interval(auc, probabilities, grades, samples=40) == (1, 1)
+    assert 0 < areas.count(None) < 15
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_statistic_without_a_value_has_no_interval_and_a_vector_has_one_for_each():
+    bounds = grading.bootstrap_interval(lambda x: None, np.ones(3), samples=9)
+    assert np.isnan(bounds).all()
+    predicted, grades = np.eye(5)[[0, 0, 1, 2, 2, 0]], np.array([0, 0, 1, 2, 2, 2])
+
+    def recall(p, g):
+        return grading.grade_scores(p, g)["recall"]
+
+    low, high = grading.bootstrap_interval(recall, predicted, grades, samples=30)
+    assert low.shape == high.shape == (5,)
+    assert np.isnan(low[3:]).all() and np.isnan(high[3:]).all()
+    assert low[0] == high[0] == 1 and low[2] < 2 / 3 < high[2]
 
 
 @pytest.mark.parametrize(
-    ("probabilities", "grades", "message"),
+    ("arrays", "options", "message"),
     [
-        (np.ones((3, 5)), [0, 1], r"\(3, 5\) for labels \(2,\)"),
-        (np.ones(5), [0, 1, 2, 3, 4], r"\(5,\)"),
-        (np.ones((0, 5)), [], r"\(0, 5\)"),
-        (np.ones((2, 5)), [0, 5], r"labels \[0 5\] must lie in 0\.\.4"),
-        (np.ones((2, 5)), [-1, 0], r"labels \[-1 +0\] must lie"),
-        (np.full((2, 5), np.nan), [0, 1], "row 0 of the scores holds NaN"),
+        ((np.ones(3), np.ones(2)), {}, r"lengths \[3, 2\]: give one row for each photograph"),
+        ((np.ones(0),), {}, r"lengths \[0\]: give one row"),
+        ((), {}, r"lengths \[\]: give one row"),
+        ((np.ones(3),), {"level": 95}, "level is 95; give the share"),
     ],
 )
-def test_grading_refuses_what_does_not_fit(probabilities, grades, message):
+def test_an_interval_needs_a_row_for_each_photograph_and_a_share(arrays, options, message):
     with pytest.raises(ValueError, match=message):
-        scores.grading(probabilities, grades)
+        grading.bootstrap_interval(np.mean, *arrays, **options)
 
 
-@pytest.mark.parametrize("seed", range(30))
-def test_pointing_and_share_agree_with_a_walk_over_the_pixels(seed):
-    rng = np.random.default_rng(seed)
-    response, mask = rng.integers(-3, 4, (4, 5)).astype(float), rng.random((4, 5)) < 0.4
-    best, where, inside, everywhere = 0, None, 0, 0
-    for row in range(4):
-        for column in range(5):
-            value = response[row, column]
-            if value > best:
-                best, where = value, (row, column)
-            everywhere += max(value, 0)
-            inside += max(value, 0) * mask[row, column]
-    assert scores.pointing_game(response, mask) is bool(mask[where])
-    assert scores.share_inside(response, mask) == pytest.approx(inside / everywhere)
-    assert scores.share_inside(response, ~mask) == pytest.approx(1 - inside / everywhere)
-    assert scores.pointing_game(torch.tensor(response), torch.tensor(mask)) is bool(mask[where])
+# --- mcnemar
 
 
-def test_of_equal_maxima_the_first_in_reading_order_points():
-    response = np.array([[1.0, 7.0], [7.0, 2.0]])
-    assert scores.pointing_game(response, [[0, 1], [0, 0]]) is True
-    assert scores.pointing_game(response, [[0, 0], [1, 0]]) is False
+@pytest.mark.parametrize(("only_a", "only_b"), [(12, 3), (3, 12), (5, 5), (1, 0), (40, 21), (0, 0)])
+def test_mcnemar_is_the_binomial_sum(only_a, only_b):
+    counts = 30, only_a, only_b, 7
+    right_a = torch.tensor(np.repeat([True, True, False, False], counts))
+    right_b = np.repeat([True, False, True, False], counts)
+    n, tail = only_a + only_b, range(min(only_a, only_b) + 1)
+    by_hand = min(1, 2 * sum(math.comb(n, k) for k in tail) / 2**n)
+    assert grading.mcnemar(right_a, right_b) == (pytest.approx(by_hand), only_a, only_b)
 
 
-@pytest.mark.parametrize("value", [0.0, -1.0])
-@pytest.mark.parametrize("inside", [True, False])
-def test_a_response_without_a_positive_value_points_nowhere_and_has_no_share(value, inside):
-    response, mask = np.full((3, 4), value), np.full((3, 4), inside)
-    assert scores.pointing_game(response, mask) is False
-    assert scores.share_inside(response, mask) == 0
+@pytest.mark.parametrize("other", [np.array([True]), np.array([1, 0]), np.array([[True, False]])])
+def test_mcnemar_wants_right_or_wrong_for_each_photograph(other):
+    with pytest.raises(ValueError, match=r"give bool \(n,\) twice"):
+        grading.mcnemar(np.array([True, False]), other)
 
 
-def test_negative_responses_neither_add_to_a_share_nor_take_from_it():
-    response = np.array([[3.0, -100.0], [1.0, -5.0]])
-    assert scores.share_inside(response, [[1, 1], [0, 0]]) == 0.75
-    assert scores.share_inside(response, [[0, 1], [0, 1]]) == 0
+# --- operating_points
 
 
-def test_by_chance_the_share_inside_is_the_masks_share_of_the_area():
-    mask = np.zeros((50, 50), bool)
-    mask[10:20, 5:35] = True
-    responses = np.random.default_rng(0).random((40, 50, 50))
-    shares = [scores.share_inside(response, mask) for response in responses]
-    assert np.mean(shares) == pytest.approx(300 / 2500, abs=0.003)
+def test_operating_points_on_ten_photographs_by_hand():
+    # P(grade >= 2) of three with referable disease and seven without.
+    p = np.array([0.9, 0.6, 0.3] + [0.7, 0.5, 0.4, 0.35, 0.2, 0.1, 0.05])
+    probabilities = np.stack([1 - p, 0 * p, p / 2, p / 4, p / 4], 1)
+    grades = [4, 3, 2] + [0, 1] * 3 + [0]
+    points = grading.operating_points(probabilities, grades, (1, 6 / 7, 0.8, 3 / 7, 0))
+    assert points.threshold.tolist() == pytest.approx([0.9, 0.6, 0.6, 0.3, 0.05])
+    assert points.sensitivity.tolist() == pytest.approx([1 / 3, 2 / 3, 2 / 3, 1, 1])
+    assert points.specificity.tolist() == pytest.approx([1, 6 / 7, 6 / 7, 3 / 7, 0])
 
 
-@pytest.mark.parametrize("score", [scores.pointing_game, scores.share_inside])
+def test_a_specificity_is_reached_by_counting_not_by_rounding():
+    # One of ten referred falsely is a specificity of 0.9, though 1 - 0.9 < 1 / 10 in floats.
+    p = np.r_[0.5, 0.6, np.linspace(0.4, 0.1, 9)]
+    table = grading.operating_points(np.stack([1 - p, 0 * p, p], 1), [2] + [0] * 10, (0.9,))
+    assert table[["sensitivity", "specificity"]].to_numpy().tolist() == [[1, 0.9]]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_threshold_with_that_specificity_is_more_sensitive(seed):
+    scores, grades = random_scores(150, seed=seed)
+    probabilities = softmax(scores).round(2)  # with ties
+    probability = probabilities[:, 2:].sum(1)
+    for point in grading.operating_points(probabilities, grades).itertuples():
+        best = 0.0
+        for threshold in probability:
+            referred = probability >= threshold
+            if (~referred[grades < 2]).mean() >= point.wanted:
+                best = max(best, referred[grades >= 2].mean())
+        assert point.sensitivity == pytest.approx(best)
+        assert point.specificity >= point.wanted
+        found = (probability >= point.threshold)[grades >= 2].mean()
+        assert point.sensitivity == pytest.approx(found)
+
+
+@pytest.mark.filterwarnings("error")
+def test_an_operating_point_may_refer_nobody_and_one_side_has_none():
+    worst = grading.operating_points(np.eye(5)[[4, 0]], [0, 4])
+    assert worst.threshold.tolist() == [np.inf] * 2 and worst.sensitivity.tolist() == [0, 0]
+    assert grading.operating_points(np.eye(5)[[4, 0]], [3, 4]).sensitivity.isna().all()
+
+
+# --- fit_temperature
+
+
+def test_the_temperature_of_two_answers_by_hand():
+    # Scores (s, 0), three right of four: 1 / (1 + exp(-s / T)) = 3/4, so T = s / ln 3.
+    scores = torch.tensor([[2.0, 0.0]]).repeat(4, 1)
+    found = grading.fit_temperature(scores, torch.tensor([0, 0, 0, 1]))
+    assert found == pytest.approx(2 / math.log(3), rel=1e-4)
+
+
+@pytest.mark.parametrize("sharper", [0.3, 1, 4])
+def test_no_temperature_on_a_grid_is_likelier(sharper):
+    scores, labels = random_scores(200)
+
+    def loss(t):
+        return -np.log(softmax(sharper * scores / t)[np.arange(200), labels]).mean()
+
+    found = grading.fit_temperature(sharper * scores, labels)
+    assert loss(found) <= min(loss(t) for t in np.geomspace(0.06, 18, 200)) + 1e-9
+
+
+def test_temperature_makes_overconfident_answers_calibrated():
+    rng = np.random.default_rng(0)
+    true = rng.normal(size=(20_000, 5))
+    labels = (softmax(true).cumsum(1) > rng.random((20_000, 1))).argmax(1)
+    assert grading.fit_temperature(3 * true, labels) == pytest.approx(3, rel=0.05)
+    assert grading.calibration_error(softmax(3 * true), labels)[0] > 0.1
+    assert grading.calibration_error(softmax(true), labels)[0] < 0.02
+
+
+def test_the_ends_of_the_search_are_where_the_docstring_says():
+    assert grading.fit_temperature(np.eye(3), [0, 1, 2]) == pytest.approx(1 / 20, rel=1e-3)
+    assert grading.fit_temperature(np.eye(3), [1, 2, 0]) == pytest.approx(20, rel=1e-3)
+
+
+# --- calibration_error
+
+
+def test_calibration_of_four_answers_by_hand():
+    # Two bins (0.5, 0.75] and (0.75, 1]: confidences 0.6, 0.7, one right; 0.8, 1.0, both right.
+    probabilities = [[0.6, 0.4], [0.3, 0.7], [0.2, 0.8], [1.0, 0.0]]
+    error, table = grading.calibration_error(probabilities, [0, 0, 1, 0], bins=4)
+    assert error == pytest.approx(0.5 * abs(0.5 - 0.65) + 0.5 * abs(1 - 0.9))
+    assert table.columns.tolist() == ["low", "high", "count", "confidence", "accuracy"]
+    nan = math.nan
+    by_hand = [
+        [0, 0.25, 0, nan, nan],
+        [0.25, 0.5, 0, nan, nan],
+        [0.5, 0.75, 2, 0.65, 0.5],
+        [0.75, 1, 2, 0.9, 1],
+    ]
+    np.testing.assert_allclose(table.to_numpy(float), by_hand)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_calibration_error_is_guos_sum(seed):
+    scores, labels = random_scores(300, seed=seed)
+    probabilities = softmax(2 * scores)
+    confidence, right = probabilities.max(1), probabilities.argmax(1) == labels
+    total = 0.0
+    for m in range(1, 16):
+        inside = ((m - 1) / 15 < confidence) & (confidence <= m / 15)
+        if inside.any():
+            total += inside.sum() / 300 * abs(right[inside].mean() - confidence[inside].mean())
+    error, table = grading.calibration_error(torch.tensor(probabilities), torch.tensor(labels))
+    assert error == pytest.approx(total)
+    assert table["count"].sum() == 300
+
+
+def test_an_edge_belongs_to_the_bin_below_and_rounding_beyond_one_to_the_last():
+    _, table = grading.calibration_error([[0.5, 0.5], [1.00001, -0.0]], [0, 0], bins=2)
+    assert table["count"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("values", [[[2.0, -1.0]], [[0.5, 0.3]]])
+def test_scores_are_not_taken_for_probabilities(values):
+    with pytest.raises(ValueError, match="take the softmax"):
+        grading.calibration_error(values, [0])
+
+
+# --- medmnist_auc
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_medmnists_auc_is_the_mean_of_five_pair_counts_and_sklearns_macro_average(seed):
+    scores, labels = random_scores(80, seed=seed)
+    tied = softmax(scores).round(2)
+    by_pairs = np.mean([auc_by_pairs(tied[:, c], labels == c) for c in range(5)])
+    ours = grading.medmnist_auc(torch.tensor(tied), torch.tensor(labels))
+    assert ours == pytest.approx(by_pairs)
+    exact = softmax(scores)
+    macro = metrics.roc_auc_score(labels, exact, multi_class="ovr", average="macro")
+    assert grading.medmnist_auc(exact, labels) == pytest.approx(macro)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_class_that_does_not_occur_leaves_medmnists_auc_without_a_value():
+    assert grading.medmnist_auc(np.eye(3), [0, 1, 1]) is None
+    assert grading.medmnist_auc(np.ones((2, 1)), [0, 0]) is None
+    assert grading.medmnist_auc(np.eye(3), [0, 1, 2]) == 1
+
+
+# --- bad input
+
+
 @pytest.mark.parametrize(
-    ("response", "mask", "message"),
+    "score",
     [
-        (np.ones((2, 3)), np.ones((3, 2)), r"\(2, 3\) and mask \(3, 2\)"),
-        (np.ones((1, 2, 3)), np.ones((1, 2, 3)), "must both be"),
-        (np.array([[1.0, np.nan]]), np.ones((1, 2)), "NaN or infinite"),
-        (np.array([[1.0, np.inf]]), np.ones((1, 2)), "NaN or infinite"),
+        grading.grade_scores,
+        grading.operating_points,
+        grading.fit_temperature,
+        grading.calibration_error,
+        grading.medmnist_auc,
     ],
 )
-def test_maps_that_do_not_fit_or_are_not_finite_are_refused(score, response, mask, message):
+@pytest.mark.parametrize(
+    ("values", "labels", "message"),
+    [
+        (np.eye(3), [0, 1], r"\(3, 3\) for labels \(2,\) do not fit"),
+        (np.ones(3), [0, 1, 2], r"\(3,\) for labels"),
+        (np.ones((0, 3)), [], r"n > 0"),
+        (np.eye(3), [[0], [1], [2]], r"\(3, 1\)"),
+        (np.eye(3), [0, 1, 3], r"labels \[0 1 3\] must lie in 0\.\.2"),
+        (np.eye(3), [0, -1, 2], r"labels \[-1 +0 +2\] must lie in 0\.\.2"),
+        (np.diag([1, np.nan, 1]), [0, 1, 2], "row 1 of the scores holds NaN"),
+    ],
+)
+def test_what_does_not_fit_is_refused(score, values, labels, message):
     with pytest.raises(ValueError, match=message):
-        score(response, mask)
-
-
-@pytest.mark.parametrize("seed", range(50))
-def test_iou_is_the_share_of_pixels_counted(seed):
-    rng = np.random.default_rng(seed)
-    painted = np.zeros((2, 12, 12), bool)
-    boxes = []
-    for canvas in painted:
-        (x0, x1), (y0, y1) = (np.sort(rng.choice(13, 2, replace=False)) for _ in range(2))
-        canvas[y0:y1, x0:x1] = True
-        boxes.append((x0, y0, x1, y1))
-    expected = (painted[0] & painted[1]).sum() / (painted[0] | painted[1]).sum()
-    assert scores.iou(*boxes) == pytest.approx(expected)
-    assert scores.iou(*boxes[::-1]) == pytest.approx(expected)
-
-
-def test_iou_of_the_same_box_is_one_and_of_boxes_that_touch_is_zero():
-    assert scores.iou((1, 2, 5, 9), (1, 2, 5, 9)) == 1
-    assert scores.iou((0, 0, 2, 2), (2, 0, 4, 2)) == 0
-    assert scores.iou((0, 0, 2, 2), (5, 5, 6, 6)) == 0
-
-
-@pytest.mark.parametrize("empty", [(3, 0, 3, 4), (0, 4, 3, 4), (3, 0, 1, 4)])
-def test_iou_refuses_an_empty_box(empty):
-    with pytest.raises(ValueError, match="x1 > x0"):
-        scores.iou((0, 0, 2, 2), empty)
-
-
-def test_strong_is_at_least_the_given_share_of_each_images_maximum_and_positive():
-    response = torch.tensor(
-        [[[4.0, 2.0, 1.9], [0.0, -3.0, 1.0]], [[0.4, 0.2, 0.1], [-1.0, 0.0, 0.3]]]
-    )
-    assert scores.strong(response, 0.5).int().tolist() == [
-        [[1, 1, 0], [0, 0, 0]],
-        [[1, 1, 0], [0, 0, 1]],
-    ]
-    assert scores.strong(response, 0).int().tolist() == [
-        [[1, 1, 1], [0, 0, 1]],
-        [[1, 1, 1], [0, 0, 1]],
-    ]
-    assert scores.strong(response, 1).int().tolist() == [
-        [[1, 0, 0], [0, 0, 0]],
-        [[1, 0, 0], [0, 0, 0]],
-    ]
-    assert not scores.strong(torch.zeros(2, 3, 3), 0.2).any()
-    assert not scores.strong(-torch.ones(1, 3, 3), 0.2).any()
-    for threshold in (-0.1, 1.1, float("nan")):
-        with pytest.raises(ValueError, match="share of the maximum"):
-            scores.strong(response, threshold)
-    with pytest.raises(ValueError, match="NaN"):
-        scores.strong(response / 0, 0.5)
-
-
-def test_the_random_control_has_each_images_area_and_is_spread_evenly():
-    mask = torch.zeros(4000, 4, 5, dtype=torch.bool)
-    mask[:, 0] = True
-    mask[0], mask[1] = False, True
-    drawn = scores.as_many_at_random(mask, torch.Generator().manual_seed(1))
-    assert drawn.shape == mask.shape and drawn.dtype == torch.bool
-    assert torch.equal(drawn.sum((1, 2)), mask.sum((1, 2)))
-    assert (drawn.float().mean(0) - 0.25).abs().max() < 0.03
-    again = scores.as_many_at_random(mask, torch.Generator().manual_seed(1))
-    assert torch.equal(drawn, again)
-
-
-class LeftOrRight(torch.nn.Module):
-    """Answers 0 where the left column's ink prevails, 1 where the right one's does; ties are 0."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.tensor([1.0, -1.0]))
-        self.dropout = torch.nn.Dropout(1)
-
-    def forward(self, images):
-        score = self.dropout(images)[:, 0] @ self.weight
-        return torch.stack([score.sum(1), -score.sum(1)], 1)
-
-
-@pytest.mark.parametrize("batch_size", [1, 3, 256])
-def test_table_1_on_a_network_that_is_followed_by_hand(batch_size):
-    images = torch.tensor([[[3.0, 1.0]], [[1.0, 2.0]], [[1.0, 2.0]], [[5.0, 0.0]]])[:, None]
-    labels = torch.tensor([0, 1, 1, 0])
-    mask = torch.tensor([[[1, 0]], [[1, 0]], [[0, 1]], [[1, 0]]]).bool()
-    network = LeftOrRight()
-    # only:    (3, 0) -> 0 right; (1, 0) -> 0 wrong; (0, 2) -> 1 right; (5, 0) -> 0 right
-    # without: (0, 1) -> 1 wrong; (0, 2) -> 1 right; (1, 0) -> 0 wrong; (0, 0) -> 0 right, a tie
-    assert scores.accuracy_with_and_without(network, images, labels, mask, 0.0, batch_size) == (
-        0.75,
-        0.5,
-    )
-    # a patch of 4:  (3, 4) wrong; (1, 4) right; (4, 2) wrong; (5, 4) right | (4, 1) right; (4, 2) wrong; (1, 4); (4, 0)
-    assert scores.accuracy_with_and_without(network, images, labels, mask, 4.0, batch_size) == (
-        0.5,
-        0.75,
-    )
-    assert network.training
-    with pytest.raises(ValueError, match=r"mask \(4, 2, 1\)"):
-        scores.accuracy_with_and_without(network, images, labels, mask.transpose(1, 2), 0.0)
-
-
-# Boxes of width 100 beside a true box (0, 0, 100, 100): moved by d they share 100 - d of 100 + d columns.
-PERFECT, AT_49, AT_51 = (0, 0, 100, 100), (34.3, 0, 134.3, 100), (32.4, 0, 132.4, 100)
-TRUE = [(0, 0, 100, 100)]
-
-
-def test_the_boxes_below_overlap_as_their_names_say():
-    assert (
-        scores.iou(AT_49, TRUE[0]) == pytest.approx(0.4892, abs=1e-3)
-        and scores.iou(AT_49, TRUE[0]) < 0.5
-    )
-    assert scores.iou(AT_51, TRUE[0]) == pytest.approx(0.5106, abs=1e-3)
-
-
-LOCALISED = {  # answered classes and boxes, best first; the truth is class 3 at TRUE, or at two places
-    "perfect": ([3, 1], [PERFECT, PERFECT], TRUE, 0, 0),
-    "wrong class, right place": ([1, 2], [PERFECT, PERFECT], TRUE, 1, 1),
-    "right class, IoU 0.49": ([3, 1], [AT_49, PERFECT], TRUE, 1, 1),
-    "right class, IoU 0.51": ([3, 1], [AT_51, PERFECT], TRUE, 0, 0),
-    "right in the second answer": ([1, 3], [PERFECT, AT_51], TRUE, 1, 0),
-    "second instance": ([3, 1], [AT_51, PERFECT], [(500, 500, 510, 510), TRUE[0]], 0, 0),
-    "between two instances": (
-        [3, 1],
-        [(50, 0, 150, 100), PERFECT],
-        [TRUE[0], (100, 0, 200, 100)],
-        1,
-        1,
-    ),
-}
-
-
-@pytest.mark.parametrize("name", LOCALISED)
-def test_localisation_of_one_image_is_right_or_wrong_as_worked_out_by_hand(name):
-    classes, boxes, truth, top_1, top_2 = LOCALISED[name]
-    assert scores.localisation_error([classes[:1]], [boxes[:1]], [3], [truth]) == top_1
-    assert scores.localisation_error([classes], [boxes], [3], [truth]) == top_2
-
-
-def test_the_error_of_many_images_is_the_mean_and_lists_that_do_not_fit_are_refused():
-    cases = list(LOCALISED.values())
-    classes, boxes, truths = ([case[i] for case in cases] for i in range(3))
-    assert scores.localisation_error(
-        classes, boxes, torch.tensor([3] * 7), truths
-    ) == pytest.approx(3 / 7)
-    assert scores.known_class_accuracy([box[0] for box in boxes], truths) == pytest.approx(5 / 7)
-    with pytest.raises(ValueError):
-        scores.localisation_error(classes, boxes, [3] * 6, truths)
-
-
-def test_the_best_threshold_for_all_maps_is_found():
-    """Above t = 0.3 the box of the bright half is the object's; below, the dim half joins it and halves the IoU."""
-    maps = torch.zeros(2, 8, 16)
-    maps[:, 2:6, 2:6], maps[:, 2:6, 6:11] = 1, 0.3
-    truth = [[(2, 2, 6, 6)], [(2, 2, 6, 6), (12, 0, 16, 2)]]
-    accuracy, threshold = scores.max_box_accuracy(maps, truth, (0.1, 0.2, 0.35, 0.9))
-    assert accuracy == 1 and threshold == 0.35
-    assert scores.max_box_accuracy(maps, truth, (0.1, 0.2))[0] == 0
-    maps[1] = -1
-    assert scores.max_box_accuracy(maps, truth, (0.1, 0.5)) == (0.5, 0.5)
-
-
-def test_answers_other_than_the_likeliest_grades_are_scored_where_they_are_given():
-    probabilities = np.array([[0.6, 0.4, 0, 0, 0], [0.1, 0.2, 0.7, 0, 0]])
-    found = scores.grading(probabilities, [1, 2], predicted=[1, 1])
-    assert (
-        found["accuracy"] == 0.5 and found["confusion"][1][1] == 1 and found["confusion"][2][1] == 1
-    )
-    assert found["auc_referable"] == scores.grading(probabilities, [1, 2])["auc_referable"] == 1
+        score(values, labels)

@@ -18,7 +18,8 @@ from lib.methods import clear
 
 
 def random_network(*arguments):
-    """An AllConvNet whose class kernels and normalisation, too, are random, and that responds somewhere."""
+    """An AllConvNet whose class kernels and normalisation, too, are random, and that responds
+    somewhere."""
     network = AllConvNet(*arguments, normalised=True)
     for layer in network.features:
         if isinstance(layer, nn.BatchNorm2d):
@@ -47,7 +48,8 @@ class Tiny(nn.Module):
 
 
 # image x = (2, -1). first: a = (2, -1) and (-4, 2). ReLU: (2, 0) and (0, 2).
-# head: z_0 = 3*(2, 0) - (0, 2) = (6, -2), z_1 = -(2, 0) + 2*(0, 2) = (-2, 4). Rectified: (6, 0) and (0, 4).
+# head: z_0 = 3*(2, 0) - (0, 2) = (6, -2), z_1 = -(2, 0) + 2*(0, 2) = (-2, 4). Rectified: (6, 0) and
+# (0, 4).
 # back through the head, class 0: (18, 0) and (-6, 0); class 1: (0, -4) and (0, 8).
 # through first with weights 1 and -2 after the rule: sums of 1*R_0 - 2*R_1.
 BY_HAND = {
@@ -65,7 +67,8 @@ def test_a_network_of_two_layers_gives_the_numbers_computed_by_hand(relu):
     assert responses[0, :, 0].tolist() == BY_HAND[relu]
 
 
-# The four rules differ where a and R differ in sign: x = (2, 1), a = (2, 1), (-4, -2); ReLU: (2, 1), (0, 0);
+# The four rules differ where a and R differ in sign: x = (2, 1), a = (2, 1), (-4, -2); ReLU: (2,
+# 1), (0, 0);
 # z_0 = (6, 3), z_1 = (-2, -1). Class 0 back through the head: (18, 9) and (-6, -3).
 @pytest.mark.parametrize(
     "relu, expected", [("linear", [30.0, 15.0]), ("deconvnet", [18.0, 9.0]), ("gated", [18.0, 9.0])]
@@ -85,7 +88,8 @@ RULE_AT_A_RELU = {  # a, R, what is passed on; the module's table
 
 
 class OneReLU(nn.Module):
-    """A response of `weight`/2 arrives at a ReLU that got the image; `other` makes z positive whatever the image is."""
+    """A response of `weight`/2 arrives at a ReLU that got the image; `other` makes z positive
+    whatever the image is."""
 
     def __init__(self, weight):
         super().__init__()
@@ -106,7 +110,8 @@ def test_each_rule_passes_on_what_the_table_says(relu):
 
 
 def transcribed(network, x, c, relu):
-    """Eq. 3, literally: conv_transpose2d for G, max_unpool2d for U. Batch normalisation scales each kernel."""
+    """Eq. 3, literally: conv_transpose2d for G, max_unpool2d for U. Batch normalisation scales each
+    kernel."""
     rules = {
         "linear": lambda R, a: R,
         "deconvnet": lambda R, a: R.clamp(min=0),
@@ -148,7 +153,8 @@ def test_random_networks_agree_with_a_literal_transcription_of_equation_3(relu):
 
 
 class HalfSquare(nn.Module):
-    """Scores whose derivative by z is max(z, 0): lets Captum start from the rectified class kernel responses."""
+    """Scores whose derivative by z is max(z, 0): lets Captum start from the rectified class kernel
+    responses."""
 
     def __init__(self, network):
         super().__init__()
@@ -183,7 +189,8 @@ def test_deconvnet_guided_and_gated_agree_with_captum(relu, method):
 
 
 class Residual(nn.Module):
-    """One in-place ReLU module used twice, a functional ReLU, batch norm, a shortcut added in place, a linear head."""
+    """One in-place ReLU module used twice, a functional ReLU, batch norm, a shortcut added in
+    place, a linear head."""
 
     def __init__(self, inplace):
         super().__init__()
@@ -240,7 +247,8 @@ def test_the_gated_reading_of_a_residual_network_is_the_gradient_of_half_the_squ
 
 
 class Literal(torch.autograd.Function):
-    """A (leaky) ReLU with the module's table written out; put in the place of a network's ReLU modules."""
+    """A (leaky) ReLU with the module's table written out; put in the place of a network's ReLU
+    modules."""
 
     @staticmethod
     def forward(ctx, a, slope, relu):
@@ -326,18 +334,53 @@ class Dense(models.DenseNet):
 
 
 ZOO = {
-    "strided": lambda: (nn.Conv2d(3, 6, 3, stride=2), nn.ReLU(), nn.Conv2d(6, 8, 4, stride=3, padding=1), nn.ReLU()),
-    "dilated": lambda: (nn.Conv2d(3, 6, 3, dilation=2), nn.ReLU(), nn.Conv2d(6, 8, 3, dilation=(1, 2)), nn.ReLU()),
-    "grouped": lambda: (nn.Conv2d(3, 6, 3, groups=3), nn.ReLU(), nn.Conv2d(6, 8, 3, groups=2), nn.ReLU()),
-    "oblong": lambda: (nn.Conv2d(3, 6, (5, 2), (3, 2), (2, 0)), nn.ReLU(), nn.Conv2d(6, 8, (1, 3)), nn.ReLU()),
-    "same": lambda: (nn.Conv2d(3, 6, 3, padding="same"), nn.ReLU(), nn.Conv2d(6, 8, 4, padding="same"), nn.ReLU()),
+    "strided": lambda: (
+        nn.Conv2d(3, 6, 3, stride=2),
+        nn.ReLU(),
+        nn.Conv2d(6, 8, 4, stride=3, padding=1),
+        nn.ReLU(),
+    ),
+    "dilated": lambda: (
+        nn.Conv2d(3, 6, 3, dilation=2),
+        nn.ReLU(),
+        nn.Conv2d(6, 8, 3, dilation=(1, 2)),
+        nn.ReLU(),
+    ),
+    "grouped": lambda: (
+        nn.Conv2d(3, 6, 3, groups=3),
+        nn.ReLU(),
+        nn.Conv2d(6, 8, 3, groups=2),
+        nn.ReLU(),
+    ),
+    "oblong": lambda: (
+        nn.Conv2d(3, 6, (5, 2), (3, 2), (2, 0)),
+        nn.ReLU(),
+        nn.Conv2d(6, 8, (1, 3)),
+        nn.ReLU(),
+    ),
+    "same": lambda: (
+        nn.Conv2d(3, 6, 3, padding="same"),
+        nn.ReLU(),
+        nn.Conv2d(6, 8, 4, padding="same"),
+        nn.ReLU(),
+    ),
     "reflected": lambda: (nn.Conv2d(3, 8, 3, padding=1, padding_mode="reflect"), nn.ReLU()),
     "normalised": lambda: (nn.BatchNorm2d(3), nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()),
     "average": lambda: (nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AvgPool2d(3, 2, 1, ceil_mode=True)),
-    "maximum": lambda: (nn.Conv2d(3, 8, 3), nn.ReLU(), nn.MaxPool2d(3, 2, 1, ceil_mode=True), nn.Dropout2d()),
+    "maximum": lambda: (
+        nn.Conv2d(3, 8, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2, 1, ceil_mode=True),
+        nn.Dropout2d(),
+    ),
     "leaky": lambda: (nn.Conv2d(3, 6, 3), nn.LeakyReLU(0.2), nn.Conv2d(6, 8, 3), nn.LeakyReLU()),
-    "leaky, in place": lambda: (nn.Conv2d(3, 6, 3), nn.LeakyReLU(0.2, True), nn.Conv2d(6, 8, 3), nn.ReLU(True)),
-}  # fmt: skip
+    "leaky, in place": lambda: (
+        nn.Conv2d(3, 6, 3),
+        nn.LeakyReLU(0.2, True),
+        nn.Conv2d(6, 8, 3),
+        nn.ReLU(True),
+    ),
+}
 
 
 def exotic(name):
@@ -440,15 +483,30 @@ class Hidden(nn.Module):
 
 
 UNREADABLE = {
-    "gelu": F.gelu, "elu": nn.ELU(), "sigmoid": torch.sigmoid, "hardtanh": nn.Hardtanh(), "silu": nn.SiLU(),
-    "relu6": F.relu6, "prelu": nn.PReLU(), "clamp": lambda a: a.clamp(min=0), "threshold": nn.Threshold(0.1, 0),
-    "maximum": lambda a: torch.maximum(a, torch.zeros(())), "where": lambda a: torch.where(a.detach() > 0, a, 0 * a),
-    "mask": lambda a: a * (a > 0), "square": lambda a: a * a, "attention": lambda a: a * a.mean((2, 3), keepdim=True),
-    "inverse": lambda a: 1 / a, "quotient": lambda a: torch.ones(()) / a, "absolute": torch.abs,
-    "layer norm": nn.GroupNorm(1, 3), "instance norm": nn.InstanceNorm2d(3), "local response": nn.LocalResponseNorm(2),
-    "unfrozen batch norm": lambda a: F.batch_norm(a, None, None, training=True), "power": nn.LPPool2d(2, 2),
+    "gelu": F.gelu,
+    "elu": nn.ELU(),
+    "sigmoid": torch.sigmoid,
+    "hardtanh": nn.Hardtanh(),
+    "silu": nn.SiLU(),
+    "relu6": F.relu6,
+    "prelu": nn.PReLU(),
+    "clamp": lambda a: a.clamp(min=0),
+    "threshold": nn.Threshold(0.1, 0),
+    "maximum": lambda a: torch.maximum(a, torch.zeros(())),
+    "where": lambda a: torch.where(a.detach() > 0, a, 0 * a),
+    "mask": lambda a: a * (a > 0),
+    "square": lambda a: a * a,
+    "attention": lambda a: a * a.mean((2, 3), keepdim=True),
+    "inverse": lambda a: 1 / a,
+    "quotient": lambda a: torch.ones(()) / a,
+    "absolute": torch.abs,
+    "layer norm": nn.GroupNorm(1, 3),
+    "instance norm": nn.InstanceNorm2d(3),
+    "local response": nn.LocalResponseNorm(2),
+    "unfrozen batch norm": lambda a: F.batch_norm(a, None, None, training=True),
+    "power": nn.LPPool2d(2, 2),
     "scripted": torch.jit.trace(F.relu, torch.randn(1)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", UNREADABLE)
@@ -462,9 +520,13 @@ def test_a_step_without_a_reading_is_refused_and_never_taken_for_a_plain_gradien
 
 LINEAR = {
     "normalise": lambda a: (a - 0.2) / 3 * torch.tensor([1.0, 2.0, 3.0])[:, None, None],
-    "shuffle": nn.ChannelShuffle(3), "up": nn.Upsample(scale_factor=2), "drop": nn.Dropout(0.5),
-    "roll": lambda a: torch.cat([a[:, 1:], a[:, :1]], 1), "rectified": F.relu, "in place": lambda a: a.relu_(),
-}  # fmt: skip
+    "shuffle": nn.ChannelShuffle(3),
+    "up": nn.Upsample(scale_factor=2),
+    "drop": nn.Dropout(0.5),
+    "roll": lambda a: torch.cat([a[:, 1:], a[:, :1]], 1),
+    "rectified": F.relu,
+    "in place": lambda a: a.relu_(),
+}
 
 
 @pytest.mark.parametrize("name", LINEAR)
@@ -592,16 +654,19 @@ print(added * (1 if sys.platform == "darwin" else 1024))
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "what",
-    [("AllConvNet", 28, 1, 10_000, [3]), ("RadiomicSequencer", 1024, 3, 1, None)],
+    ("what", "allowed"),
+    [
+        (("AllConvNet", 28, 1, 3_000, [3]), 0.5e9),
+        (("RadiomicSequencer", 1024, 3, 1, None), 1.7e9),
+    ],
     ids=["MNIST", "photograph"],
 )
-def test_all_of_mnist_and_a_large_photograph_stay_below_2_gb(what):
-    """One class of MNIST's test part: all ten only make the result larger, by 28 MB each."""
+def test_memory_does_not_grow_with_the_images_and_a_large_photograph_fits(what, allowed):
+    """Three tenths of MNIST's test part in three tenths of 1.7 GB; the result itself is small."""
     said = subprocess.run(
         [sys.executable, "-c", MEMORY.format(what)], capture_output=True, text=True, check=True
     )
-    assert float(said.stdout) < 1.7e9
+    assert float(said.stdout) < allowed
 
 
 def test_a_class_kernel_that_responds_nowhere_is_black_and_not_projected(monkeypatch):
