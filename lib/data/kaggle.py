@@ -1,244 +1,396 @@
-"""From a Kaggle account to raw photographs on disk: EyePACS (2015) and APTOS (2019), in the tree `lib.data.fundus` prepares.
+"""From a Kaggle account to raw photographs on disk: EyePACS (2015) and APTOS (2019) in one tree.
 
     <folder>/train/<name>.jpeg, .png for APTOS     <folder>/trainLabels.csv (image, level)
     <folder>/test/<name>.jpeg, EyePACS on request  <folder>/testLabels.csv
 
-`fetch` does it all; run again after any error it continues. A file cut off is <name>.part until it is whole, a
-photograph that is out is not unpacked again, and a complete part asks nothing of Kaggle.
+`fetch` does it all; run again after any error, it continues. A file that was cut off is called
+<name>.part until it is whole, a photograph that is out is not unpacked again, and a complete split
+asks nothing of Kaggle.
 """
 
 import errno
 import io
 import os
 import shutil
+import stat
 import time
+import zipfile
+import zlib
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
-from pathlib import Path, PurePosixPath
+from itertools import accumulate, chain
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
 
 import pandas as pd
 import requests
 from tqdm import tqdm
 
 from lib import paths
-from lib.data.archive import room, unpack
 
+PREPARED_BYTES = 100_000  # a prepared photograph's: 512 pixels, JPEG of quality 95
 CHUNK = 1 << 16  # bytes from the network at a time: no more is lost where a connection drops
-PAUSES = (
-    2,
-    15,
-    60,
-)  # seconds before another attempt, counted anew after every attempt that brought something
-TOKEN = (
-    "Make a token at https://www.kaggle.com/settings/api and put it into the variable KAGGLE_API_TOKEN or the file "
-    "~/.kaggle/access_token, or put a kaggle.json (username, key) into ~/.kaggle. Restart the kernel and run again."
+PAUSES = (2, 15, 60)  # seconds before another attempt, anew after one that brought something
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError)  # zipfile's, on damaged bytes
+_TOKEN = (
+    "Make a token at https://www.kaggle.com/settings/api and put it into the variable "
+    "KAGGLE_API_TOKEN or the file ~/.kaggle/access_token, or put a kaggle.json (username, key) "
+    "into ~/.kaggle. Restart the kernel and run again."
 )
 
 
 @dataclass(frozen=True)
-class Part:
-    """The files that hold one part of a competition's data, and what must come out of them."""
+class CompetitionSplit:
+    """The files that hold one split of a competition's data, and what must come out of them."""
 
-    archive: tuple  # pieces of a zip, as Kaggle lists them; <competition>.zip is Kaggle's zip of everything, unlisted
-    photographs: str  # the photographs' names in the zip, a pattern
-    count: int  # photographs, each with its label
-    table: str  # the label table's name; id_code and diagnosis are APTOS' words for image and level
-    source: str  # the zip that holds it, or the page where the reader gets it
+    archive: tuple[str, ...]  # the pieces of a zip; <competition>.zip is Kaggle's of everything
+    photographs: str  # a pattern of the photographs' names in the zip
+    count: int  # of photographs, each with its label
+    labels: str  # the label table's name
+    labels_zip: str = ""  # the zip on Kaggle that holds the table; empty where none does
+    labels_page: str = ""  # the page where the reader gets the table then
 
 
 @dataclass(frozen=True)
-class Collection:
-    """A Kaggle competition and its `Part`s, by name."""
+class Competition:
+    """A Kaggle competition."""
 
-    competition: str
-    parts: dict
+    name: str  # as Kaggle's addresses have it
+    splits: dict[str, CompetitionSplit]
 
 
-# EyePACS: 35.0 + 53.3 GB, test labels attached to the forum afterwards. APTOS: about 10 GB, no test labels.
-FORUM = "https://www.kaggle.com/competitions/diabetic-retinopathy-detection/discussion/16149"
-TRAIN, TEST = (
-    tuple(f"{name}.zip.{i:03}" for i in range(1, n + 1)) for name, n in (("train", 5), ("test", 7))
-)
-APTOS = "aptos2019-blindness-detection"
 COLLECTIONS = {
-    "eyepacs": Collection(
+    "eyepacs": Competition(
         "diabetic-retinopathy-detection",
         {
-            "train": Part(TRAIN, "*.jpeg", 35126, "trainLabels.csv", "trainLabels.csv.zip"),
-            "test": Part(TEST, "*.jpeg", 53576, "retinopathy_solution.csv", FORUM),
+            "train": CompetitionSplit(  # 35.0 GB
+                archive=tuple(f"train.zip.00{i}" for i in range(1, 6)),
+                photographs="*.jpeg",
+                count=35126,
+                labels="trainLabels.csv",
+                labels_zip="trainLabels.csv.zip",
+            ),
+            "test": CompetitionSplit(  # 53.3 GB; the labels came afterwards, in the forum
+                archive=tuple(f"test.zip.00{i}" for i in range(1, 8)),
+                photographs="*.jpeg",
+                count=53576,
+                labels="retinopathy_solution.csv",
+                labels_page="https://www.kaggle.com/competitions/diabetic-retinopathy-detection/"
+                "discussion/16149",
+            ),
         },
     ),
-    "aptos": Collection(
-        APTOS,
-        {"train": Part((f"{APTOS}.zip",), "train_images/*.png", 3662, "train.csv", f"{APTOS}.zip")},
+    "aptos": Competition(
+        "aptos2019-blindness-detection",
+        {
+            "train": CompetitionSplit(  # about 10 GB; nobody has published labels of the test split
+                archive=("aptos2019-blindness-detection.zip",),
+                photographs="train_images/*.png",
+                count=3662,
+                labels="train.csv",
+                labels_zip="aptos2019-blindness-detection.zip",
+            )
+        },
     ),
 }
 
 
-def preflight(collection, folder, parts=("train",), prepared_bytes=100_000):
-    """Check credentials, rules and free disk; return {file: bytes} of what `fetch` needs, {} where all is there.
+def preflight(
+    collection: str | Competition, folder: Path, splits: tuple[str, ...] = ("train",)
+) -> dict[str, int]:
+    """Check credentials, rules and free disk before anything large is fetched.
 
-    collection      a name in `COLLECTIONS`, or a `Collection`; `parts` of it
-    prepared_bytes  what a prepared photograph takes on the same disk: 100 kB at 512 pixels, JPEG quality 95
-    Photographs need what their archives need: JPEG and PNG do not compress further. Kaggle lists files to those who
-    have not accepted the rules, too; so the smallest file is asked for, and only the answer's head read.
-    Raises PermissionError without valid credentials (401) or accepted rules (403), FileNotFoundError for files that are
-    not on Kaggle (404) and test labels that are not in `folder`, ConnectionError for too many requests (429) and no
-    connection, OSError (ENOSPC) for too little disk, ValueError for a collection or part that does not exist.
+    Photographs need what their archives need: JPEG and PNG do not compress further.
+
+    Args:
+        collection: A name in `COLLECTIONS`, or a `Competition`.
+        folder: Where its tree goes. The archives stay there too until somebody deletes them.
+        splits: Which of its splits.
+
+    Returns:
+        The bytes of each file that `fetch` needs, by name; empty where all is there.
+
+    Raises:
+        PermissionError: Without valid credentials (401) or accepted rules (403).
+        FileNotFoundError: For files that are not on Kaggle (404), and for test labels that are not
+            in `folder`.
+        ConnectionError: For too many requests (429), and without a connection.
+        OSError: ENOSPC for too little disk.
+        ValueError: For a collection or split that does not exist.
     """
-    collection, folder = _collection(collection, parts), Path(folder).expanduser()
-    wanted = {name: _wanted(folder, name, collection.parts[name]) for name in parts}
-    for name in parts:
-        table, source = collection.parts[name].table, collection.parts[name].source
-        if source.startswith("https:") and not any(
-            (folder / t).exists() for t in (table, f"{name}Labels.csv")
-        ):
-            raise FileNotFoundError(
-                f"Kaggle's files hold no labels of the {name} part. Download {table}, attached to {source}, and put it "
-                f"into {folder}; or leave this part out."
-            )
-    files = _sizes(
-        collection.competition, folder, [file for files in wanted.values() for file in files]
-    )
-    need = prepared_bytes * sum(collection.parts[name].count for name in parts)
-    for name in parts:
-        here = [folder / file for piece in wanted[name] for file in (piece, f"{piece}.part")]
-        here += (folder / name).glob("*")
-        need += max(0, 2 * sum(files[piece] for piece in wanted[name]) - sum(map(_size, here)))
-    free = shutil.disk_usage(
-        next(p for p in (folder, *folder.absolute().parents) if p.exists())
-    ).free
+    competition = _competition(collection, splits)
+    missing = {name: _missing(folder, name, competition.splits[name]) for name in splits}
+    sizes = _sizes(competition.name, folder, list(chain(*missing.values())))
+    need = 0
+    for name in splits:
+        need += PREPARED_BYTES * competition.splits[name].count
+        here = sum(_size(path) for path in (folder / name).glob("*"))
+        for file in missing[name]:
+            here += _size(folder / file) + _size(folder / f"{file}.part")
+        need += max(0, 2 * sum(sizes[file] for file in missing[name]) - here)
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
     if free < need:
         raise OSError(
             errno.ENOSPC,
-            f"{folder} needs {need / 1e9:.1f} GB more (archives, photographs, the prepared set), {free / 1e9:.1f} GB "
-            "are free. Make room, move data/ to a larger disk with COMPANION_DATA, or ask for fewer parts",
+            f"{folder} needs {need / 1e9:.1f} GB more (archives, photographs, the prepared set), "
+            f"{free / 1e9:.1f} GB are free. Make room, move data/ to a larger disk with "
+            "COMPANION_DATA, or ask for fewer splits",
         )
-    return files
+    return sizes
 
 
-def fetch(collection, folder, parts=("train",), prepared_bytes=100_000, delete=False):
-    """Download `parts` of a collection, unpack them into `folder`, check the counts; return `folder`.
+def fetch(
+    collection: str | Competition, folder: Path, splits: tuple[str, ...] = ("train",)
+) -> Path:
+    """Download splits of a collection, unpack them, check the counts; returns the folder.
 
-    Arguments as for `preflight`, which runs first. delete: a part's archives, once its photographs are counted.
-    Raises as `preflight` and `unpack` do, and ValueError where sizes differ from the listing, or photographs and labels
-    are not as many as the competition has or do not pair up.
+    `preflight`, which takes the same arguments, runs first. Raises as it and `unpack` do, and:
+
+    Raises:
+        ValueError: Where sizes differ from Kaggle's listing, and where photographs and labels are
+            not as many as the competition has, or do not pair up.
     """
-    files = preflight(collection, folder, parts, prepared_bytes)
-    collection, folder = _collection(collection, parts), Path(folder).expanduser()
+    sizes = preflight(collection, folder, splits)
+    competition = _competition(collection, splits)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in parts:
-        part = collection.parts[name]
-        archives = [
-            [folder / file for file in names]
-            for names in dict.fromkeys([part.archive, (part.source,)])
-        ]
+    for name in splits:
+        split = competition.splits[name]
+        archives = [split.archive]
+        if split.labels_zip not in ("", *split.archive):
+            archives.append((split.labels_zip,))
         for archive in archives:
-            for file in archive:
-                if file.name in files:
-                    _download(collection.competition, file, files[file.name])
-            if all(file.exists() for file in archive):
-                unpack(archive, folder, partial(_place, name, part))
-        _check(folder, name, part)
-        for file in [file for archive in archives for file in archive if delete and file.exists()]:
-            file.unlink()
-        print(f"{folder / name}: {part.count:,} photographs and their labels")
+            pieces = [folder / file for file in archive]
+            for piece in pieces:
+                if piece.name in sizes:
+                    _download(competition.name, piece, sizes[piece.name])
+            if all(piece.exists() for piece in pieces):
+                unpack(pieces, folder, partial(_place, name, split))
+        _check(folder, name, split)
+        print(f"{folder / name}: {split.count:,} photographs and their labels")
     return folder
 
 
-def _collection(collection, parts):
-    if isinstance(collection, str) and collection not in COLLECTIONS:
-        raise ValueError(
-            f"collection is {collection!r}: one of {', '.join(COLLECTIONS)}, or a Collection"
-        )
-    collection = COLLECTIONS[collection] if isinstance(collection, str) else collection
-    if isinstance(parts, str) or not set(parts) <= set(collection.parts):
-        raise ValueError(
-            f"parts is {parts!r}: a tuple of {', '.join(collection.parts)} for {collection.competition}"
-        )
+def unpack(archive: list[Path], folder: Path, place: Callable[[str], str | None]) -> None:
+    """Extract a zip that lies in several pieces, which are read where they are, never joined.
+
+    A file is written beside its place and renamed; one that is there with the member's size is left
+    alone. zipfile checks the CRC-32 of every member that it reads.
+
+    Args:
+        archive: The files whose bytes, one after another, are the zip.
+        folder: Where its members go.
+        place: From a member's name to its path below `folder`, or to None to leave it out.
+
+    Raises:
+        ValueError: For what is no zip, for a damaged member, and, before anything is written, for
+            an archive with a link or with a name that leads out of `folder`.
+        OSError: ENOSPC for a full disk.
+    """
+    with _room(folder), _Chain(archive) as joined:
+        try:
+            zipped = zipfile.ZipFile(io.BufferedReader(joined, 1 << 20))
+            if any(info.header_offset < 0 or not info.filename for info in zipped.infolist()):
+                raise zipfile.BadZipFile("its directory is damaged or its beginning not there")
+        except _DAMAGE as error:
+            files = ", ".join(map(str, archive))
+            raise ValueError(f"{files}: no whole zip, in this order ({error})") from error
+        wanted = []
+        for info in zipped.infolist():
+            name = PureWindowsPath(info.filename)  # knows both kinds of slash, and drives
+            if name.anchor or ".." in name.parts or stat.S_ISLNK(info.external_attr >> 16):
+                raise ValueError(
+                    f"{archive[0]}: {info.filename!r} leads elsewhere or is a link; nothing is "
+                    "unpacked"
+                )
+            if not info.is_dir() and (path := place(info.filename)):
+                wanted.append((info, folder / path))
+        for info, path in tqdm(wanted, desc=archive[0].name, unit="file", disable=None):
+            if path.exists() and path.stat().st_size == info.file_size:
+                continue
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                paths.write(path, partial(_extract, zipped, info))
+            except _DAMAGE as error:
+                first = joined.piece(info.header_offset)
+                last = joined.piece(info.header_offset + info.compress_size)
+                where = " or ".join(str(file) for file in archive[first : last + 1])
+                raise ValueError(
+                    f"{info.filename} is damaged in {where} ({error}): delete that and fetch "
+                    "again; what is out stays"
+                ) from error
+
+
+def _extract(zipped: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> None:
+    with zipped.open(info) as member, path.open("wb") as file:
+        shutil.copyfileobj(member, file, 1 << 20)
+
+
+class _Chain(io.RawIOBase):
+    """The bytes of several files as one file that can be read anywhere."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self.files = [file.open("rb") for file in files]
+        self.ends = list(accumulate(file.stat().st_size for file in files))
+        self.at = 0
+
+    def piece(self, offset: int) -> int:
+        """The number of the file that holds the byte at `offset`."""
+        return bisect_right(self.ends, offset)
+
+    def readable(self) -> bool:
+        return True
+
+    seekable = readable
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self.at = (0, self.at, self.ends[-1])[whence] + offset
+        return self.at  # io.BufferedReader raises OSError where it is negative
+
+    def readinto(self, buffer: memoryview) -> int:
+        i = self.piece(self.at)
+        if i == len(self.files):
+            return 0
+        self.files[i].seek(self.at - self.ends[i], os.SEEK_END)
+        count = self.files[i].readinto(buffer)
+        self.at += count
+        return count
+
+    def close(self) -> None:
+        for file in self.files:
+            file.close()
+        super().close()
+
+
+def _competition(collection: str | Competition, splits: tuple[str, ...]) -> Competition:
+    if isinstance(collection, str):
+        if collection not in COLLECTIONS:
+            raise ValueError(
+                f"collection is {collection!r}: one of {', '.join(COLLECTIONS)}, or a Competition"
+            )
+        collection = COLLECTIONS[collection]
+    if isinstance(splits, str) or not set(splits) <= set(collection.splits):
+        known = ", ".join(collection.splits)
+        raise ValueError(f"splits is {splits!r}: a tuple of {known} for {collection.name}")
     return collection
 
 
-def _wanted(folder, name, part):
-    """The files to fetch: those of the photographs unless all are out, that of the label table unless it is."""
-    wanted = [] if len(_photographs(folder, name, part)) == part.count else [*part.archive]
-    if not (folder / f"{name}Labels.csv").exists() and not part.source.startswith("https:"):
-        wanted.append(part.source)
-    return list(dict.fromkeys(wanted))
+def _photographs(folder: Path, name: str, split: CompetitionSplit) -> set[str]:
+    """The names of the photographs that are out."""
+    pattern = PurePosixPath(split.photographs).name
+    return {path.stem for path in (folder / name).glob(pattern)}
 
 
-def _place(name, part, member):
-    if fnmatchcase(member, part.photographs):
+def _labels(folder: Path, name: str, split: CompetitionSplit) -> Path:
+    """The label table: ours where it has been written, else as Kaggle names it."""
+    ours = folder / f"{name}Labels.csv"
+    return ours if ours.exists() else folder / split.labels
+
+
+def _missing(folder: Path, name: str, split: CompetitionSplit) -> list[str]:
+    """The files to fetch: the photographs' unless all are out, the label table's unless it is."""
+    files = []
+    if len(_photographs(folder, name, split)) < split.count:
+        files += split.archive
+    if not _labels(folder, name, split).exists():
+        if not split.labels_zip:
+            raise FileNotFoundError(
+                f"Kaggle's files hold no labels of the {name} split. Download {split.labels}, "
+                f"attached to {split.labels_page}, and put it into {folder}; or leave this split "
+                "out."
+            )
+        files.append(split.labels_zip)
+    return list(dict.fromkeys(files))  # of APTOS, one zip holds both
+
+
+def _place(name: str, split: CompetitionSplit, member: str) -> str | None:
+    """Where a member of an archive goes: photographs below the split's name, the label table."""
+    if fnmatchcase(member, split.photographs):
         return f"{name}/{PurePosixPath(member).name}"
-    return member if member == part.table else None
+    return member if member == split.labels else None
 
 
-def _size(path):
+def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _photographs(folder, name, part):
-    return {path.stem for path in (folder / name).glob(PurePosixPath(part.photographs).name)}
-
-
-def _check(folder, name, part):
-    """Write <name>Labels.csv where the table has another name or other columns; hold it against the photographs."""
-    path = folder / f"{name}Labels.csv"
-    table = pd.read_csv(path if path.exists() else folder / part.table, dtype=str)
+def _check(folder: Path, name: str, split: CompetitionSplit) -> None:
+    """Write <name>Labels.csv unless it is there, and hold it against the photographs."""
+    table = pd.read_csv(_labels(folder, name, split), dtype=str)
     table = table.rename(columns={"id_code": "image", "diagnosis": "level"})
     if not {"image", "level"} <= set(table):
         raise ValueError(
-            f"the labels for {folder / name} have the columns {', '.join(table)}: image, level needed"
+            f"the labels for {folder / name} have the columns {', '.join(table)}: image, level "
+            "needed"
         )
-    if not path.exists():
-        paths.write(path, partial(table[["image", "level"]].to_csv, index=False))
-    there, labelled = _photographs(folder, name, part), set(table["image"])
-    if len(there) != part.count or there != labelled:
+    ours = folder / f"{name}Labels.csv"
+    if not ours.exists():
+        paths.write(ours, partial(table[["image", "level"]].to_csv, index=False))
+    there = _photographs(folder, name, split)
+    labelled = set(table["image"])
+    if len(there) != split.count or there != labelled:
         raise ValueError(
-            f"{folder / name} holds {len(there):,} of {part.count:,} photographs, {part.count - len(there):,} missing; "
-            f"labels without a photograph: {sorted(labelled - there)[:5]}, without a label: "
-            f"{sorted(there - labelled)[:5]}. Remove what is not Kaggle's and fetch again"
+            f"{folder / name} holds {len(there):,} of {split.count:,} photographs, "
+            f"{split.count - len(there):,} missing; labels without a photograph: "
+            f"{sorted(labelled - there)[:5]}, without a label: {sorted(there - labelled)[:5]}. "
+            "Remove what is not Kaggle's and fetch again"
         )
 
 
-def _client():
-    """Kaggle's client with whatever credentials it finds. Its import authenticates already, and both print and exit."""
+def _client() -> Any:
+    """Kaggle's client with whatever credentials it finds."""
     with redirect_stdout(io.StringIO()):
         try:
+            # Its import authenticates already; without credentials it prints and exits.
             from kaggle.api.kaggle_api_extended import KaggleApi
 
             client = KaggleApi()
             client.authenticate()
         except SystemExit:
-            raise PermissionError(f"no valid Kaggle credentials found. {TOKEN}") from None
+            raise PermissionError(f"no valid Kaggle credentials found. {_TOKEN}") from None
     return client
 
 
-def _ask(client, competition, file):
-    """Kaggle's answer to a request for a file, its body unread: the link it led to, good for minutes, and the head."""
+def _ask(client: Any, competition: str, file: str) -> requests.Response:
+    """Kaggle's answer to a request for a file, of which nothing but the head is read.
+
+    The answer's own request is for the link it led to, good for minutes.
+    """
     from kagglesdk.competitions.types import competition_api_service as types
 
-    whole = file == f"{competition}.zip"
-    request = types.ApiDownloadDataFilesRequest() if whole else types.ApiDownloadDataFileRequest()
-    request.competition_name = competition
-    if not whole:
-        request.file_name = file
-    with client.build_kaggle_client() as kaggle:
-        service = kaggle.competitions.competition_api_client
-        answer = (service.download_data_files if whole else service.download_data_file)(request)
+    with client.build_kaggle_client() as connection:
+        service = connection.competitions.competition_api_client
+        if file == f"{competition}.zip":
+            request = types.ApiDownloadDataFilesRequest()
+            download = service.download_data_files
+        else:
+            request = types.ApiDownloadDataFileRequest()
+            request.file_name = file
+            download = service.download_data_file
+        request.competition_name = competition
+        answer = download(request)
     answer.close()
     return answer
 
 
-def _sizes(competition, folder, wanted):
-    """{file: bytes} from Kaggle's listing; the zip of everything is not in it, there the answer's head says."""
+def _sizes(competition: str, folder: Path, wanted: list[str]) -> dict[str, int]:
+    """The bytes of each file from Kaggle's listing, where we may download it.
+
+    Kaggle lists files to those who have not accepted the rules, too. So the smallest file is asked
+    for; if that is the zip of everything, which is in no listing, the answer's head says its size.
+    """
     if not wanted:
         return {}
+    whole = f"{competition}.zip"
+    sizes = {}
     with _explained(folder, competition):
-        client, sizes, token, whole = _client(), {}, "", f"{competition}.zip"
-        while not set(wanted) <= {*sizes, whole} and token is not None:
+        client = _client()
+        token = ""
+        while token is not None and not set(wanted) <= {*sizes, whole}:
             page = client.competition_list_files(competition, page_token=token, page_size=200)
             sizes |= {file.name: file.total_bytes for file in page.files}
             token = page.next_page_token or None
@@ -246,42 +398,51 @@ def _sizes(competition, folder, wanted):
             raise FileNotFoundError(
                 f"{competition} on Kaggle has no {sorted(absent)}, but {sorted(sizes)}"
             )
-        answer = _ask(client, competition, min(wanted, key=lambda file: sizes.get(file, 0)))
-        return {file: sizes.get(file) or int(answer.headers["Content-Length"]) for file in wanted}
+        smallest = min(wanted, key=lambda file: sizes.get(file, 0))
+        answer = _ask(client, competition, smallest)
+        if smallest == whole:
+            sizes[whole] = int(answer.headers["Content-Length"])
+    return {file: sizes[file] for file in wanted}
 
 
-def _download(competition, path, size):
-    """Fetch path.name, `size` bytes, from where <path>.part ends.
+def _download(competition: str, path: Path, size: int) -> None:
+    """Fetch path.name, of `size` bytes, from where <path>.part ends.
 
-    The client's download_file gives a partial file the final name, and writes the text of an error over it when a link
-    has expired (Kaggle/kaggle-cli#1179): the link is the client's, the transfer ours.
+    The client's own download gives a partial file the final name, and writes the text of an error
+    over it when a link has expired (Kaggle/kaggle-cli#1179): the link is the client's, the transfer
+    ours.
     """
     if _size(path) == size:
         return
-    part, pauses = path.with_name(f"{path.name}.part"), iter(PAUSES)
+    part = path.with_name(f"{path.name}.part")
     if _size(path) > _size(part):  # a browser or the client left it unfinished
         os.replace(path, part)
+    pauses = iter(PAUSES)
     with _explained(path.parent, competition):
         client = _client()
         while (have := _size(part)) != size:
             if have > size:
                 raise ValueError(
-                    f"{part} has {have:,} bytes, {path.name} on Kaggle {size:,}: delete it and run again"
+                    f"{part} has {have:,} bytes, {path.name} on Kaggle {size:,}: delete it and run "
+                    "again"
                 )
             try:
                 _continue(_ask(client, competition, path.name).request, part, have, size)
             except requests.RequestException as error:
                 if isinstance(error, requests.HTTPError) and error.response.status_code < 500:
                     raise
-                pauses = iter(PAUSES) if _size(part) > have else pauses
-                if (pause := next(pauses, None)) is None:
+                if _size(part) > have:
+                    pauses = iter(PAUSES)
+                pause = next(pauses, None)
+                if pause is None:
                     raise
                 time.sleep(pause)
     os.replace(part, path)
     print(f"{path}: {size:,} bytes")
 
 
-def _continue(request, part, have, size):
+def _continue(request: requests.PreparedRequest, part: Path, have: int, size: int) -> None:
+    """Append to `part`, which has the first `have` bytes of `size`, what is still missing."""
     headers = {**request.headers, "Range": f"bytes={have}-", "Accept-Encoding": "identity"}
     options = {"data": request.body, "headers": headers, "stream": True, "timeout": 60}
     with requests.request(request.method, request.url, **options) as answer:
@@ -291,39 +452,52 @@ def _continue(request, part, have, size):
         total = int(answer.headers.get("Content-Length", 0)) + have
         if total != size:
             raise ValueError(
-                f"Kaggle lists {part.stem} with {size:,} bytes and sends {total:,}; nothing is written"
+                f"Kaggle lists {part.stem} with {size:,} bytes and sends {total:,}; nothing is "
+                "written"
             )
-        bar = tqdm(
-            desc=part.stem, initial=have, total=size, unit="B", unit_scale=True, disable=None
-        )
-        with bar, part.open("ab" if have else "wb") as file:
+        progress = {"initial": have, "total": size, "unit": "B", "unit_scale": True}
+        with (
+            tqdm(desc=part.stem, disable=None, **progress) as bar,
+            part.open("ab" if have else "wb") as file,
+        ):
             for chunk in answer.iter_content(CHUNK):
                 bar.update(file.write(chunk))
 
 
 @contextmanager
-def _explained(folder, competition=""):
+def _room(folder: Path) -> Iterator[None]:
+    """Turn a full disk into what to do about it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(
+            error.errno, f"no room below {folder}. Make room and run again; it continues"
+        ) from error
+
+
+@contextmanager
+def _explained(folder: Path, competition: str) -> Iterator[None]:
     """Turn what Kaggle answers, and a full disk, into what to do about it."""
     page = f"https://www.kaggle.com/competitions/{competition}"
     try:
-        with room(folder):
+        with _room(folder):
             yield
     except requests.HTTPError as error:
-        status, wait = error.response.status_code, error.response.headers.get("Retry-After")
-        known = {
-            401: (PermissionError, f"Kaggle does not accept the credentials. {TOKEN}"),
+        status = error.response.status_code
+        seconds = error.response.headers.get("Retry-After")
+        answers = {
+            401: (PermissionError, f"Kaggle does not accept the credentials. {_TOKEN}"),
             403: (
                 PermissionError,
-                f"Sign in, accept the rules at {page}/rules (where the competition is over: Late Submission), verify "
-                "your phone at https://www.kaggle.com/settings, and run again",
+                f"Sign in, accept the rules at {page}/rules (where the competition is over: Late "
+                "Submission), verify your phone at https://www.kaggle.com/settings, and run again",
             ),
             404: (FileNotFoundError, f"{page}/data lists the files there are"),
         }
-        later = (
-            ConnectionError,
-            f"Wait {f'{wait} s' if wait else 'an hour'} and run again; it continues",
-        )
-        kind, advice = known.get(status, later)
+        wait = f"Wait {f'{seconds} s' if seconds else 'an hour'} and run again; it continues"
+        kind, advice = answers.get(status, (ConnectionError, wait))
         raise kind(f"{competition}: Kaggle answers {status} ({error}). {advice}") from error
     except requests.RequestException as error:
         raise ConnectionError(

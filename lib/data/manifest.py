@@ -1,159 +1,227 @@
-"""What a raw collection of fundus photographs holds: labels, eyes, patients, duplicates, and how it is split."""
+"""What a collection of photographs holds: labels, eyes, patients, duplicates, and its split."""
 
 import hashlib
+from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from sklearn.model_selection import train_test_split
 
-PARTS = ("train", "val", "test")
-HELD_OUT = "lesions"  # a part for photographs with masks that are neither learnt from nor graded
-EYES = {"right": ["right"], "left": ["left"], "both": ["left", "right", ""]}
-SUFFIXES = (".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
-TABLES = ("trainLabels.csv", "labels.csv", "testLabels.csv")
-VALIDATION_SHARE = 0.1
-MAKER = "notebooks/03_dr_dataset.ipynb"
+SPLITS = ("train", "val", "test")
+HELD_OUT = "lesions"  # photographs with masks that are neither learnt from nor graded
+_VALIDATION_SHARE = 0.1
+# A choice of eyes, and what the photographs' names may say; "" where they do not say it.
+EYE_CHOICES = {"right": ("right",), "left": ("left",), "both": ("left", "right", "")}
+PHOTOGRAPH_SUFFIXES = (".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+LABEL_TABLES = ("trainLabels.csv", "labels.csv", "testLabels.csv")
+MADE_BY = "notebooks/03_dr_dataset.ipynb"
 
 
-def read_labels(raw, eye):
-    """The photographs of `eye` with their labels: (table of image, path, patient, eye, grade, part; rejects).
+def read_labels(raw: Path, eye: str) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Bring the photographs of a collection and their labels together.
 
-    `raw` holds trainLabels.csv or labels.csv, and testLabels.csv where Kaggle's test photographs are there too, with
-    the columns image and level, and photographs of these names anywhere below. Further columns where known: file, the
-    photograph's path; patient, else what stands before _left or _right, else the name; part, one of `PARTS` or
-    `HELD_OUT`, where the collection has a split of its own. Only held-out photographs may have the unknown level -1.
-    Raises FileNotFoundError without labels or photographs, ValueError for other columns, for eyes nobody knows and for
-    a patient in two parts.
+    Args:
+        raw: Folder with trainLabels.csv or labels.csv, and testLabels.csv where Kaggle's test
+            photographs are there too; photographs anywhere below, none of them in masks/. The
+            tables' columns are image, the photograph's name without ending, and level, its grade.
+            Further columns are read where they are there: file, the photograph's path; patient,
+            else what stands before _left or _right, else the name; split, one of `SPLITS` or
+            `HELD_OUT`, where the collection has its own. Only held-out photographs may have the
+            unknown level -1.
+        eye: A key of `EYE_CHOICES`.
+
+    Returns:
+        The photographs, sorted by name, in a table with the columns image, path, patient, eye,
+        grade and split ("" where the collection has none); and why the others are left out, by
+        name.
+
+    Raises:
+        FileNotFoundError: Without label table or photographs.
+        ValueError: For other columns, for eyes nobody knows, for a patient in two splits.
     """
-    tables = [raw / name for name in TABLES if (raw / name).exists()]
-    if not tables:
-        raise FileNotFoundError(
-            f"{raw} has no trainLabels.csv or labels.csv. A raw collection is train/*.jpeg and trainLabels.csv, as "
-            f"Kaggle ships EyePACS; {MAKER} writes a phantom collection of that form."
-        )
-    labels = pd.concat(
-        [pd.read_csv(path, dtype=str, keep_default_na=False) for path in tables], ignore_index=True
-    )
-    if not {"image", "level"} <= set(labels):
+    labels = _read_tables(raw)
+    table = _find_photographs(raw, labels).merge(labels, how="outer", on="image")
+    table = table.sort_values("image", ignore_index=True, kind="stable")
+
+    named = table["image"].str.extract(r"^(?P<patient>.+)_(?P<eye>left|right)$")
+    if eye != "both" and named["eye"].isna().all():
         raise ValueError(
-            f"{tables[0]} has the columns {', '.join(labels)}; it needs image and level, as Kaggle's has."
+            f"No name in {raw} ends in _left or _right, so the {eye} eyes are unknown: take "
+            "eye='both'."
         )
-    found = [
-        path
-        for path in raw.rglob("*")
-        if path.suffix.lower() in SUFFIXES and path.relative_to(raw).parts[0] != "masks"
-    ]
-    if "file" in labels:
-        named = labels[["image", "file"]].drop_duplicates("image")
-        found = [raw / file for file in named["file"] if (raw / file).exists()]
-        names = named["image"][[(raw / file).exists() for file in named["file"]]].tolist()
-    else:
-        found.sort()
-        names = [path.stem for path in found]
-    if not found:
-        raise FileNotFoundError(
-            f"{raw} holds no photograph ({', '.join(SUFFIXES)}). Unpack Kaggle's train archive there, or run {MAKER}, "
-            "which writes a phantom collection."
-        )
-    photographs = pd.DataFrame({"image": names, "path": found})
-    table = photographs.merge(labels, how="outer", on="image").sort_values(
-        "image", ignore_index=True, kind="stable"
-    )
-    sides = table["image"].str.extract(r"^(.+)_(left|right)$")
-    if eye != "both" and sides[1].isna().all():
-        raise ValueError(
-            f"No name in {raw} ends in _left or _right, so the {eye} eyes are unknown: take eye='both'."
-        )
-    table["eye"] = sides[1].fillna("")
-    table = (
-        pd.DataFrame({"patient": "", "part": ""}, table.index)
-        .assign(**table)
-        .fillna({"patient": "", "part": ""})
-    )
-    table["patient"] = table["patient"].where(
-        table["patient"] != "", sides[0].fillna(table["image"])
-    )
+    for column in ("patient", "split"):
+        table[column] = table[column].fillna("") if column in table else ""
+    unnamed = table["patient"] == ""
+    table["patient"] = table["patient"].mask(unnamed, named["patient"].fillna(table["image"]))
+    table["eye"] = named["eye"].fillna("")
     table["grade"] = pd.to_numeric(table["level"], errors="coerce")
-    table = table[table["eye"].isin([*EYES[eye], ""])]
-    unknown = (table["part"] == HELD_OUT) & (table["grade"] == -1)
-    reasons = {
-        "name does not end in _left or _right": (table["eye"] == "") & (eye != "both"),
+    table = table[table["eye"].isin([*EYE_CHOICES[eye], ""])]
+
+    ungraded = (table["split"] == HELD_OUT) & (table["grade"] == -1)
+    faults = {
+        "name does not end in _left or _right": ~table["eye"].isin(EYE_CHOICES[eye]),
         "no label": table["level"].isna(),
         "no photograph": table["path"].isna(),
         "labelled, or there, more than once": table["image"].duplicated(keep=False),
-        "level is not 0 to 4": ~table["grade"].isin(range(5)) & ~unknown,
-        f"part is not one of {', '.join(PARTS)}": ~table["part"].isin(["", *PARTS, HELD_OUT]),
+        "level is not 0 to 4": ~table["grade"].isin(range(5)) & ~ungraded,
+        f"split is not one of {', '.join(SPLITS)}": ~table["split"].isin(["", *SPLITS, HELD_OUT]),
     }
-    reason = np.select(list(reasons.values()), list(reasons), "")
-    rejects = {image: why for image, why in zip(table["image"], reason, strict=True) if why}
-    table = table[reason == ""].astype({"grade": int})
-    sides = table["part"].replace("", "train").groupby(table["patient"]).unique()
-    if len(torn := sides[sides.str.len() > 1]):
-        raise ValueError(
-            f"{len(torn)} patients have photographs in more than one part, {torn.index[0]} in "
-            f"{' and '.join(torn.iloc[0])}: give all photographs of a patient the same part in {tables[0]}."
-        )
+    rejects = {}
+    for reason, faulty in faults.items():
+        for image in table["image"][faulty]:
+            rejects.setdefault(image, reason)
+    table = table[~table["image"].isin(rejects)].astype({"grade": int})
+    _check_patients(raw, table)
     return table, rejects
 
 
-def reject_duplicates(manifest):
-    """Of photographs with the same content (sha256) at most one stays: (manifest; rejects with the reason).
-
-    One of the test part stays before others, so that nothing of it is learnt from. Else, where their grades
-    agree, the first by name stays; where they differ nobody knows which is right, and none stays.
-    """
-    kept, rejects = [], {}
-    for _, group in manifest.groupby("sha256", sort=False):
-        unseen = group[group["part"].isin(["test", HELD_OUT])]
-        stays = (unseen if len(unseen) else group).index[:1]
-        if len(group) > 1 and group["grade"].nunique() > 1 and not len(unseen):
-            stays = stays[:0]
-        kept.extend(stays)
-        for row in group.drop(stays).itertuples():
-            twins = [f"{r.image} of grade {r.grade}" for r in group.drop(row.Index).itertuples()]
-            rejects[row.image] = f"duplicate of {', '.join(twins)}; its own grade is {row.grade}"
-    return manifest.loc[sorted(kept)].reset_index(drop=True), rejects
-
-
-def split(table, test_share, seed):
-    """The part of every row: its own where the collection has a split, a tenth of its patients to train on for
-    validation where it has none for that; else `test_share` of the patients, then a tenth of the others for validation.
-
-    Drawn by patient, so that both eyes fall on one side, and stratified by the grade of the worse eye.
-    Raises ValueError when a part would lack a grade.
-    """
-    part = table["part"].where(table["part"] != "", "train")
-    own = (part != "train").any()
-    drawn = (
-        [("val", VALIDATION_SHARE)] if own else [("test", test_share), ("val", VALIDATION_SHARE)]
-    )
-    try:
-        for name, share in [] if "val" in part.tolist() else drawn:
-            worst = table[part == "train"].groupby("patient")["grade"].max()
-            taken = train_test_split(worst, test_size=share, stratify=worst, random_state=seed)[1]
-            part = part.mask((part == "train") & table["patient"].isin(taken.index), name)
-        whole = own or all(
-            set(table["grade"][part == name]) == set(table["grade"]) for name in PARTS
+def _read_tables(raw: Path) -> pd.DataFrame:
+    """The label tables of `raw`, one below the other, every value as it is written there."""
+    found = [raw / name for name in LABEL_TABLES if (raw / name).exists()]
+    if not found:
+        raise FileNotFoundError(
+            f"{raw} has no trainLabels.csv or labels.csv. A raw collection is train/*.jpeg and "
+            f"trainLabels.csv, as Kaggle ships EyePACS; {MADE_BY} writes a phantom collection of "
+            "that form."
         )
-    except ValueError:
-        whole = False
-    if not whole:
-        counts = table.groupby("patient")["grade"].max().value_counts().sort_index().items()
+    tables = [pd.read_csv(path, dtype=str, keep_default_na=False) for path in found]
+    labels = pd.concat(tables, ignore_index=True)
+    if not {"image", "level"} <= set(labels):
         raise ValueError(
-            f"{', '.join(f'{n} of grade {grade}' for grade, n in counts)} are too few patients for training, "
-            f"validation and test parts that each hold every grade at test_share={test_share}. Add photographs of the "
-            "rarest grade, or raise test_share."
+            f"{found[0]} has the columns {', '.join(labels)}; it needs image and level, as "
+            "Kaggle's has."
         )
-    return part
+    if "part" in labels:  # to go on without it would draw another split than the collection's own
+        raise ValueError(
+            f"{found[0]} has the column part, which is called split: rename it, or delete {raw} "
+            f"where {MADE_BY} wrote it, and run that again."
+        )
+    return labels
 
 
-def fingerprint(raw):
-    """Hash of the label tables and of every file's name and size: another collection, another fingerprint."""
+def _find_photographs(raw: Path, labels: pd.DataFrame) -> pd.DataFrame:
+    """Name and path of every photograph: those that the labels point to, else all below `raw`."""
+    photographs = []
+    if "file" in labels:
+        for image, file in labels.drop_duplicates("image")[["image", "file"]].to_numpy():
+            if (raw / file).exists():
+                photographs.append((image, raw / file))
+    else:
+        for path in sorted(raw.rglob("*")):
+            is_mask = path.relative_to(raw).parts[0] == "masks"
+            if path.suffix.lower() in PHOTOGRAPH_SUFFIXES and not is_mask:
+                photographs.append((path.stem, path))
+    if not photographs:
+        raise FileNotFoundError(
+            f"{raw} holds no photograph ({', '.join(PHOTOGRAPH_SUFFIXES)}). Unpack Kaggle's train "
+            f"archive there, or run {MADE_BY}, which writes a phantom collection."
+        )
+    return pd.DataFrame(photographs, columns=["image", "path"])
+
+
+def _check_patients(raw: Path, table: pd.DataFrame) -> None:
+    """Raise ValueError where a patient has photographs in two of the collection's own splits."""
+    splits = table["split"].replace("", "train").groupby(table["patient"]).unique()
+    torn = splits[splits.str.len() > 1]
+    if len(torn):
+        raise ValueError(
+            f"{len(torn)} patients have photographs in more than one split, {torn.index[0]} in "
+            f"{' and '.join(torn.iloc[0])}: give all photographs of a patient the same split in "
+            f"the label table of {raw}."
+        )
+
+
+def reject_duplicates(manifest: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Keep at most one of the photographs with the same content.
+
+    One of the test split, or held out, stays before others, so that nothing of it is learnt from.
+    Else, where their grades agree, the first stays; where they differ nobody knows which is right,
+    and none stays.
+
+    Args:
+        manifest: A table with the columns image, grade, split and sha256, the hash of the file.
+
+    Returns:
+        The rows that stay, numbered anew; and why the others do not, by name.
+    """
+    dropped = []
+    rejects = {}
+    copies = manifest[manifest["sha256"].duplicated(keep=False)]
+    for _, group in copies.groupby("sha256", sort=False):
+        unseen = group[group["split"].isin(["test", HELD_OUT])]
+        if len(unseen):
+            leaving = group.drop(unseen.index[0])
+        elif group["grade"].nunique() == 1:
+            leaving = group.iloc[1:]
+        else:
+            leaving = group
+        dropped += leaving.index.tolist()
+        for row in leaving.itertuples():
+            others = group.drop(row.Index).itertuples()
+            twins = ", ".join(f"{other.image} of grade {other.grade}" for other in others)
+            rejects[row.image] = f"duplicate of {twins}; its own grade is {row.grade}"
+    return manifest.drop(dropped).reset_index(drop=True), rejects
+
+
+def draw_split(table: pd.DataFrame, test_share: float, seed: int) -> pd.Series:
+    """The split of every photograph: the collection's own, and drawn at random where it has none.
+
+    `test_share` of the patients go to the test split, and a tenth of the others to validation. A
+    collection with a split of its own keeps it; where it has no validation split, a tenth of its
+    training patients go there. Drawn by patient, so that both eyes fall on one side, and stratified
+    by the grade of the worse eye.
+
+    Args:
+        table: A table with the columns patient, grade and split ("" where there is none).
+        test_share: Share of the patients, in (0, 1).
+        seed: Seed of the draw.
+
+    Returns:
+        The split of each row of the table.
+
+    Raises:
+        ValueError: When a split would lack a grade.
+    """
+    # Imported here, as loading scikit-learn takes longer than anything that reads a manifest.
+    from sklearn.model_selection import train_test_split
+
+    split = table["split"].replace("", "train")
+    has_own = (split != "train").any()
+    shares = {} if has_own else {"test": test_share}
+    if not (split == "val").any():
+        shares["val"] = _VALIDATION_SHARE
+    try:
+        for name, share in shares.items():
+            worse = table[split == "train"].groupby("patient")["grade"].max()
+            _, drawn = train_test_split(worse, test_size=share, stratify=worse, random_state=seed)
+            split = split.mask((split == "train") & table["patient"].isin(drawn.index), name)
+        grades = table["grade"].groupby(split).nunique()
+        complete = has_own or (grades == table["grade"].nunique()).all()
+    except ValueError:  # too few patients to stratify
+        complete = False
+    if not complete:
+        counts = table.groupby("patient")["grade"].max().value_counts().sort_index()
+        patients = ", ".join(f"{count} of grade {grade}" for grade, count in counts.items())
+        raise ValueError(
+            f"{patients} are too few patients for training, validation and test splits that each "
+            f"hold every grade at test_share={test_share}. Add photographs of the rarest grade, or "
+            "raise test_share."
+        )
+    return split
+
+
+def fingerprint(raw: Path) -> str:
+    """Hash of the label tables and of every photograph's name and size.
+
+    Args:
+        raw: A collection, as `read_labels` takes it.
+
+    Returns:
+        The SHA-256 in hexadecimal: another collection, another fingerprint.
+    """
     digest = hashlib.sha256()
-    for path in sorted(
-        path for path in raw.rglob("*") if path.name in TABLES or path.suffix.lower() in SUFFIXES
-    ):
-        digest.update(f"{path.relative_to(raw)} {path.stat().st_size}\n".encode())
-        if path.name in TABLES:
+    for path in sorted(raw.rglob("*")):
+        is_table = path.name in LABEL_TABLES
+        if is_table or path.suffix.lower() in PHOTOGRAPH_SUFFIXES:
+            digest.update(f"{path.relative_to(raw)} {path.stat().st_size}\n".encode())
+        if is_table:
             digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -1,15 +1,18 @@
-"""One fundus photograph: reading it, finding the retina in it (CLEAR-DR's automatic cropping), bringing it to one size.
+"""One fundus photograph: decode it, find the retina, cut it out, normalise its contrast.
 
-NumPy, SciPy and Pillow alone, so that a process that prepares photographs starts at once and stays small.
+CLEAR-DR crops automatically to the retina and brings all photographs to one size. NumPy, SciPy
+and Pillow alone, so that a process that prepares photographs starts at once and stays small.
 """
 
 import hashlib
+import math
 import multiprocessing
 import os
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFilter, ImageOps
@@ -17,35 +20,83 @@ from scipy import ndimage
 
 from lib import paths
 
+LESIONS = (
+    "microaneurysm",
+    "haemorrhage",
+    "hard_exudate",
+    "cotton_wool_spot",
+    "new_vessels",
+    "preretinal_haemorrhage",
+)
+OPTIC_DISC = "optic_disc"
+MASKS = (*LESIONS, OPTIC_DISC)  # bit i of a mask file stands for MASKS[i]
+
+_Box = tuple[float, float, float, float]  # left, top, right, bottom in a photograph's pixels
+
 DETECTION = 320  # pixels of the shorter side of the copy that the retina is looked for in
-OVERSAMPLING = 1.5  # decoded pixels of the frame's shorter side for each prepared one
-ENOUGH = 1.4  # ... of the retina's longer side; with fewer, what is left out begins to show in the result
-VARIES = 12  # levels of 255 by which a frame with a retina in it varies, at the least
-FORMATS = {
+_OVERSAMPLING = 1.5  # decoded pixels of the frame's shorter side for each prepared one
+_ENOUGH = 1.4  # ... of the retina's longer side; with fewer, what is left out begins to show
+_VARIES = 12  # levels of 255 by which a frame with a retina in it varies, at the least
+IMAGE_FORMATS = {
     "webp": {"lossless": True, "quality": 0, "method": 0},
     "jpeg": {"quality": 95, "subsampling": 0},
 }
 
 
-def retina(image):
-    """The retina on its black background: the largest region that is brighter than the frame around it.
+def pack_masks(masks: dict[str, np.ndarray]) -> np.ndarray:
+    """The bits of a mask file.
 
-    Bright means: the strongest channel, averaged over its neighbourhood, is a twentieth of the way from the frame's
-    dark level (5th percentile) to its bright level (98th percentile), and two deviations of the dark pixels' noise.
-    `image` uint8 (H, W, 3); returns bool (H, W). Raises ValueError for a black or flat frame.
+    Args:
+        masks: bool (H, W) by name of `MASKS`, one at least; what is not named is nowhere.
+
+    Returns:
+        uint8 (H, W); bit i is set where `MASKS[i]` is.
+    """
+    bits = np.zeros(next(iter(masks.values())).shape, np.uint8)
+    for name, mask in masks.items():
+        bits |= mask.astype(np.uint8) << MASKS.index(name)
+    return bits
+
+
+def read_masks(path: Path) -> dict[str, np.ndarray]:
+    """The masks in a file of a collection's or a prepared data set's `masks/`.
+
+    Returns:
+        bool (H, W) by name, for each of `MASKS`.
+    """
+    with Image.open(path) as file:
+        bits = np.asarray(file)
+    return {name: bits >> i & 1 == 1 for i, name in enumerate(MASKS)}
+
+
+def retina_mask(image: np.ndarray) -> np.ndarray:
+    """The retina on its black background: the largest region brighter than the frame around it.
+
+    Bright means: the strongest channel, averaged over its neighbourhood, is a twentieth of the way
+    from the frame's dark level (5th percentile) to its bright level (98th percentile), and two
+    deviations of the dark pixels' noise.
+
+    Args:
+        image: uint8 (H, W, 3).
+
+    Returns:
+        bool (H, W).
+
+    Raises:
+        ValueError: the frame is black or flat, or nothing bright covers 5 % of it.
     """
     red, green, blue = np.moveaxis(image, 2, 0)
     brightness = np.maximum(np.maximum(red, green), blue).astype(np.float32)
-    smooth = ndimage.uniform_filter(
-        brightness, size=max(3, min(brightness.shape) // 200), mode="nearest"
-    )
+    neighbourhood = max(3, min(brightness.shape) // 200)
+    smooth = ndimage.uniform_filter(brightness, neighbourhood, mode="nearest")
     dark, bright = np.percentile(smooth[::2, ::2], [5, 98])
-    if bright - dark < VARIES:
+    contrast = bright - dark
+    if contrast < _VARIES:
         raise ValueError(
-            f"no retina found: the frame varies by {bright - dark:.1f} of 255 levels, {VARIES} needed"
+            f"no retina found: the frame varies by {contrast:.1f} of 255 levels, {_VARIES} needed"
         )
-    noise = (brightness - smooth)[smooth < dark + 0.1 * (bright - dark)].std()
-    regions, count = ndimage.label(smooth > dark + max(0.05 * (bright - dark), 2 * noise))
+    noise = (brightness - smooth)[smooth < dark + 0.1 * contrast].std()
+    regions, count = ndimage.label(smooth > dark + max(0.05 * contrast, 2 * noise))
     areas = np.bincount(regions.ravel(), minlength=count + 1)[1:]
     share = areas.max(initial=0) / regions.size
     if share < 0.05:
@@ -55,14 +106,23 @@ def retina(image):
     return regions == 1 + areas.argmax()
 
 
-def crop_box(image):
-    """Selective cropping: the box (left, top, right, bottom) of the retina in pixels, right and bottom exclusive.
+def crop_box(image: np.ndarray) -> tuple[int, int, int, int]:
+    """Selective cropping (CLEAR-DR): the box of the retina.
 
-    Rows and columns with less than 8 % of the retina's widest extent are left out: the camera's notch is no wider,
-    and of a disc it costs 0.3 % of the radius. Of a disc that the frame cuts, the box holds what is there.
-    `image` uint8 (H, W, 3). Raises ValueError as `retina` does.
+    Rows and columns with less than 8 % of the retina's widest extent are left out: the camera's
+    notch is no wider, and of a disc it costs 0.3 % of the radius. Of a disc that the frame cuts,
+    the box holds what is there.
+
+    Args:
+        image: uint8 (H, W, 3).
+
+    Returns:
+        left, top, right, bottom in pixels; right and bottom are exclusive.
+
+    Raises:
+        ValueError: as `retina_mask`.
     """
-    mask = retina(image)
+    mask = retina_mask(image)
     ends = []
     for axis in (0, 1):
         extent = mask.sum(axis=axis)
@@ -72,23 +132,33 @@ def crop_box(image):
     return left, top, right, bottom
 
 
-def placement(box, size):
-    """Where `box` lands on the size x size canvas: the longer side fills it, the shorter one is centred.
+def placement(box: _Box, size: int) -> tuple[int, int, int, int]:
+    """Where `box` lands on the size x size canvas: its longer side fills it, the other is centred.
 
-    The aspect ratio is kept: a disc stays a disc. Returns (x, y, width, height) in canvas pixels.
+    The aspect ratio is kept: a disc stays a disc. Returns x, y, width, height in canvas pixels.
     """
     left, top, right, bottom = box
     scale = size / max(right - left, bottom - top)
-    width, height = max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale))
+    width = max(1, round((right - left) * scale))
+    height = max(1, round((bottom - top) * scale))
     return (size - width) // 2, (size - height) // 2, width, height
 
 
-def cut(image, box, size):
-    """`box` of `image` uint8 (H, W, 3), Lanczos-resampled on a black canvas; uint8 (size, size, 3)."""
+def cut(image: np.ndarray, box: _Box, size: int) -> np.ndarray:
+    """A box of a photograph, Lanczos-resampled on a black canvas.
+
+    Args:
+        image: uint8 (H, W, 3).
+        box: what is cut out of it.
+        size: side of the canvas in pixels.
+
+    Returns:
+        uint8 (size, size, 3).
+    """
     return _cut(Image.fromarray(image), box, size)
 
 
-def _cut(photograph, box, size):
+def _cut(photograph: Image.Image, box: _Box, size: int) -> np.ndarray:
     """`cut` of a Pillow image."""
     x, y, width, height = placement(box, size)
     canvas = np.zeros((size, size, 3), np.uint8)
@@ -97,44 +167,63 @@ def _cut(photograph, box, size):
     return canvas
 
 
-def cut_mask(bits, box, size):
-    """Lesion bits uint8 (H, W) in the geometry of `cut`, uint8 (size, size).
+def cut_mask(bits: np.ndarray, box: _Box, size: int) -> np.ndarray:
+    """The bits of a mask file in the geometry of `cut`.
 
-    A pixel has every bit that any of the pixels it covers has, so that the smallest lesion survives.
+    A pixel has every bit that any of the pixels it covers has: the smallest lesion survives.
+
+    Args:
+        bits: uint8 (H, W), as `pack_masks` makes them.
+        box: what is cut out of it.
+        size: side of the canvas in pixels.
+
+    Returns:
+        uint8 (size, size).
     """
     x, y, width, height = placement(box, size)
     canvas = np.zeros((size, size), np.uint8)
     for bit in np.flatnonzero(np.bitwise_or.reduce(bits.ravel()) >> np.arange(8) & 1):
-        lesion = (bits >> bit & 1).astype(np.float32)
-        covered = Image.fromarray(lesion).resize((width, height), Image.Resampling.BOX, box=box)
-        canvas[y : y + height, x : x + width] |= np.where(
-            np.asarray(covered) > 0, np.uint8(1 << bit), np.uint8(0)
-        )
+        mask = Image.fromarray((bits >> bit & 1).astype(np.float32))
+        share = np.asarray(mask.resize((width, height), Image.Resampling.BOX, box=box))
+        canvas[y : y + height, x : x + width][share > 0] |= np.uint8(1 << bit)
     return canvas
 
 
-def graham(image):
-    """A prepared photograph with the local average taken off, as the winner of Kaggle's competition did (Graham 2015).
+def graham_disc(size: int) -> np.ndarray:
+    """Where `graham` leaves the photograph: within nine tenths of the retina's radius.
 
-    4 (image - average) + 128 within nine tenths of the retina's radius, 128 outside; the average is a Gaussian of a
-    thirtieth of the radius. uint8 (size, size, 3), the retina from edge to edge, to the same.
+    Returns:
+        bool (size, size).
     """
-    radius = len(image) / 2
-    average = np.asarray(
-        Image.fromarray(image).filter(ImageFilter.GaussianBlur(radius / 30)), np.float32
-    )
-    axis = np.arange(len(image)) + 0.5 - radius
-    inside = np.hypot(axis, axis[:, None]) <= 0.9 * radius
-    return (
-        np.where(inside[..., None], 4 * (image - average) + 128, 128).clip(0, 255).astype(np.uint8)
-    )
+    radius = size / 2
+    axis = np.arange(size) + 0.5 - radius
+    return np.hypot(axis, axis[:, None]) <= 0.9 * radius
 
 
-def _decoded(data, name, shorter=None):
-    """The photograph in the bytes `data` upright, a Pillow image in RGB, and its whole width and height.
+def graham(image: np.ndarray) -> np.ndarray:
+    """A prepared photograph less its local average, as the winner of Kaggle's competition did.
 
-    With `shorter`, a JPEG is decoded at 1/8, 1/4 or 1/2 where its shorter side stays at least that long. Raises
-    ValueError with the reason for which it is rejected.
+    4 (image - average) + 128 in `graham_disc`, 128 outside (Graham 2015). The average is a
+    Gaussian of a thirtieth of the retina's radius.
+
+    Args:
+        image: uint8 (size, size, 3), the retina from edge to edge.
+
+    Returns:
+        uint8 (size, size, 3).
+    """
+    size = len(image)
+    blur = ImageFilter.GaussianBlur(size / 2 / 30)
+    average = np.asarray(Image.fromarray(image).filter(blur), np.float32)
+    inside = graham_disc(size)[..., None]
+    return np.where(inside, 4 * (image - average) + 128, 128).clip(0, 255).astype(np.uint8)
+
+
+def _decode(data: bytes, name: str, shorter: int = 0) -> tuple[Image.Image, tuple[int, int]]:
+    """The photograph in the bytes `data`, upright and in RGB, and its whole width and height.
+
+    With `shorter`, a JPEG is decoded at 1/8, 1/4 or 1/2 where its shorter side stays that long.
+    Raises ValueError with the reason for which it is rejected.
     """
     try:
         with Image.open(BytesIO(data)) as photograph:
@@ -151,76 +240,98 @@ def _decoded(data, name, shorter=None):
             if photograph.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8):
                 width, height = height, width
             ImageOps.exif_transpose(photograph, in_place=True)
-            return photograph if photograph.mode == "RGB" else photograph.convert("RGB"), (
-                width,
-                height,
-            )
+            if photograph.mode != "RGB":
+                photograph = photograph.convert("RGB")
+            return photograph, (width, height)
     except Image.DecompressionBombError as error:
         raise ValueError(
             f"decompression bomb: {error}, more than {Image.MAX_IMAGE_PIXELS:,}"
         ) from error
+    except Image.UnidentifiedImageError as error:
+        raise ValueError(f"unreadable: cannot identify image file: {name}") from error
     except (OSError, SyntaxError, ValueError, EOFError, RuntimeError) as error:
         kind = "truncated" if "truncated" in str(error) else "unreadable"
-        said = (
-            "cannot identify image file"
-            if isinstance(error, Image.UnidentifiedImageError)
-            else error
-        )
-        raise ValueError(f"{kind}: {said}: {name}") from error
+        raise ValueError(f"{kind}: {error}: {name}") from error
 
 
-def read_photograph(path):
-    """The whole photograph upright (EXIF orientation applied), uint8 (H, W, 3) RGB.
+def read_photograph(path: Path) -> np.ndarray:
+    """The whole photograph upright (EXIF orientation applied).
 
-    Raises ValueError with the reason: "unreadable: ..." where Pillow cannot decode it, where it has more than 8 bits a
-    channel or no colour; "truncated: ..."; "decompression bomb: ..." beyond Pillow's limit of pixels.
+    Returns:
+        uint8 (H, W, 3), RGB.
+
+    Raises:
+        ValueError: with the reason: "unreadable: ..." where Pillow cannot decode it, where it has
+            more than 8 bits a channel or no colour; "truncated: ..."; "decompression bomb: ..."
+            beyond Pillow's limit of pixels.
     """
-    return np.asarray(_decoded(path.read_bytes(), path.name)[0])
+    photograph, _ = _decode(path.read_bytes(), path.name)
+    return np.asarray(photograph)
 
 
-def extract(data, name, size, crop=True, contrast="none"):
-    """The retina of the photograph in the bytes `data`, uint8 (size, size, 3), its box and the photograph's size.
+def _enlarge(box: tuple, factor: int, shape: tuple[int, int]) -> list[int]:
+    """A box of an image reduced by `factor` in the pixels of the whole, `shape` (width, height)."""
+    return [min(factor * end, full) for end, full in zip(box, (*shape, *shape), strict=True)]
 
-    No more is decoded than the result shows: a JPEG at a fraction of its size with `OVERSAMPLING` pixels for each
-    prepared one, finer where the retina turns out to be small and has fewer than `ENOUGH`. The retina is looked for in
-    a copy of `DETECTION` pixels, at least of half as many. `crop=False` takes the whole frame; `contrast="graham"`
-    takes off the local average. The box is in whole pixels of the upright photograph. Raises ValueError with the reason
-    for which it is rejected, as `read_photograph`, "no retina found" and "too small".
+
+def extract(
+    data: bytes, name: str, size: int, crop: bool = True, contrast: str = "none"
+) -> tuple[np.ndarray, list[int], tuple[int, int]]:
+    """The retina of one photograph at the size of the data set.
+
+    No more is decoded than the result shows: a JPEG at a fraction of its size, with 1.5 pixels for
+    each prepared one. Where the retina turns out to be small and has fewer than 1.4, the file is
+    decoded again, finer. The retina is looked for in a copy of `DETECTION` pixels, at least of
+    half as many.
+
+    Args:
+        data: the bytes of the file.
+        name: of the file, for the reasons.
+        size: side of the result in pixels.
+        crop: False takes the whole frame.
+        contrast: "graham" takes off the local average, see `graham`; "none" does not.
+
+    Returns:
+        The retina uint8 (size, size, 3); its box [left, top, right, bottom] in whole pixels of the
+        upright photograph; the photograph's (width, height).
+
+    Raises:
+        ValueError: with the reason for which it is rejected: as `read_photograph`, "no retina
+            found" or "too small".
     """
-    needed = round(OVERSAMPLING * size)
-    photograph, (width, height) = _decoded(
-        data, name, max(needed, DETECTION // 2) if crop else needed
-    )
-    box = 0, 0, *photograph.size
+    needed = round(_OVERSAMPLING * size)
+    shorter = max(needed, DETECTION // 2) if crop else needed
+    photograph, shape = _decode(data, name, shorter)
+
+    box = (0, 0, *photograph.size)  # of the decoded photograph, then of the whole one
     if crop:
         factor = max(1, min(photograph.size) // DETECTION)
-        small = np.asarray(photograph.reduce(factor))
-        box = tuple(
-            min(factor * end, full) for end, full in zip(crop_box(small), 2 * box[2:], strict=True)
-        )
-    by = round(width / photograph.width)  # 1, 2, 4 or 8 pixels of the photograph to a decoded one
-    whole = [
-        min(end * by, full) for end, full in zip(box, (width, height, width, height), strict=True)
-    ]
-    longer = max(whole[2] - whole[0], whole[3] - whole[1])
+        found = crop_box(np.asarray(photograph.reduce(factor)))
+        box = _enlarge(found, factor, photograph.size)
+    scale = round(shape[0] / photograph.width)  # 1, 2, 4 or 8 pixels of the whole to a decoded one
+    box = _enlarge(box, scale, shape)
+
+    width, height = box[2] - box[0], box[3] - box[1]
+    longer = max(width, height)
     if crop and longer < size / 2:
+        raise ValueError(f"too small: a retina of {width} x {height} pixels for a size of {size}")
+    if scale > 1 and longer < _ENOUGH * size * scale:
+        photograph, _ = _decode(data, name, math.ceil(needed * min(shape) / longer))
+        scale = round(shape[0] / photograph.width)
+
+    prepared = _cut(photograph, tuple(end / scale for end in box), size)
+    levels = np.ptp(prepared)
+    if levels < _VARIES:
         raise ValueError(
-            f"too small: a retina of {whole[2] - whole[0]} x {whole[3] - whole[1]} pixels for a size of {size}"
+            f"no retina found: the frame varies by {levels} of 255 levels, {_VARIES} needed"
         )
-    if longer < ENOUGH * size * by and by > 1:
-        photograph, _ = _decoded(data, name, -(-needed * min(width, height) // longer))
-        by = round(width / photograph.width)
-    box = tuple(end / by for end in whole)
-    prepared = _cut(photograph, box, size)
-    if np.ptp(prepared) < VARIES:
-        raise ValueError(
-            f"no retina found: the frame varies by {np.ptp(prepared)} of 255 levels, {VARIES} needed"
-        )
-    return graham(prepared) if contrast == "graham" else prepared, whole, (width, height)
+    if contrast == "graham":
+        prepared = graham(prepared)
+    return prepared, box, shape
 
 
-def _lesion_bits(path, shape):
-    """The bits in a mask file, uint8 of that shape; raises ValueError with the reason for which it is rejected."""
+def _read_bits(path: Path, shape: tuple[int, int]) -> np.ndarray:
+    """The bits uint8 of a mask file of that shape; ValueError says why it is rejected."""
     try:
         with Image.open(path) as mask:
             bits = np.asarray(mask)
@@ -233,48 +344,64 @@ def _lesion_bits(path, shape):
     return bits
 
 
-def prepare_photograph(name, path, mask, out, size, crop, contrast, format):
-    """Write out/images/<name>.<format> and, where there is a `mask`, out/masks/<name>.png; returns what is known of it.
+def prepare_photograph(
+    name: str,
+    path: Path,
+    mask: Path | None,
+    out: Path,
+    size: int,
+    crop: bool,
+    contrast: str,
+    file_format: str,
+) -> dict:
+    """Write out/images/<name>.<file_format> and, with a mask file, out/masks/<name>.png.
 
-    A dictionary: image, sha256 of the file, and either the reason for which it is rejected, or box, width, height,
-    and sums and squares, the exact sums of x and x² by channel in levels of 255. Files are written beside and renamed.
-    Raises OSError where a file cannot be written.
+    Files are written beside and renamed. `size`, `crop` and `contrast` are those of `extract`.
+
+    Returns:
+        What is known of it: image (its name), sha256 of the file, and either the reason for which
+        it is rejected, or box, width, height, and sums and squares, the exact sums of x and x² by
+        channel in levels of 255.
+
+    Raises:
+        OSError: a file cannot be written.
     """
     record = {"image": name}
     try:
         data = path.read_bytes()
         record["sha256"] = hashlib.sha256(data).hexdigest()
         prepared, box, (width, height) = extract(data, path.name, size, crop, contrast)
-        bits = _lesion_bits(mask, (height, width)) if mask else None
+        bits = _read_bits(mask, (height, width)) if mask else None
     except OSError as error:
         return record | {"reason": f"unreadable: {error}"}
     except ValueError as error:
         return record | {"reason": str(error)}
+
     if mask:
-        save = partial(
-            Image.fromarray(cut_mask(bits, box, size)).save, format="png", compress_level=1
-        )
+        small = Image.fromarray(cut_mask(bits, box, size))
+        save = partial(small.save, format="png", compress_level=1)
         paths.write(out / "masks" / f"{name}.png", save)
-    photograph, levels = Image.fromarray(prepared), np.arange(256)
-    paths.write(
-        out / "images" / f"{name}.{format}",
-        partial(photograph.save, format=format, **FORMATS[format]),
-    )
+    photograph = Image.fromarray(prepared)
+    save = partial(photograph.save, format=file_format, **IMAGE_FORMATS[file_format])
+    paths.write(out / "images" / f"{name}.{file_format}", save)
     counts = np.reshape(photograph.histogram(), (3, 256))
-    sums, squares = (counts @ levels).tolist(), (counts @ levels**2).tolist()
-    return record | {"box": box, "width": width, "height": height, "sums": sums, "squares": squares}
+    levels = np.arange(256)
+    record |= {"box": box, "width": width, "height": height}
+    record["sums"] = (counts @ levels).tolist()
+    record["squares"] = (counts @ levels**2).tolist()
+    return record
 
 
-def _end_with_parent():
+def _end_with_parent() -> None:
     """In a worker process: end when the process that started it ends, also by kill -9."""
 
-    def wait():
+    def wait() -> None:
         multiprocessing.parent_process().join()
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
 
 
-def pool_of(workers):
-    """A pool of that many processes, to be given `prepare_photograph`; they end with the process that started them."""
+def worker_pool(workers: int) -> ProcessPoolExecutor:
+    """A pool of that many processes, which end with the process that started them."""
     return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _end_with_parent)

@@ -1,4 +1,4 @@
-"""Digits against the data they are made from; MNIST against its published checksums and counts; scenes as promised."""
+"""Digits against what they are made from; MNIST against its checksums; scenes as promised."""
 
 import hashlib
 
@@ -15,9 +15,9 @@ MNIST = paths.dataset("MNIST/raw")
 needs_mnist = pytest.mark.skipif(not MNIST.exists(), reason="no MNIST/raw in COMPANION_DATASETS")
 
 
-@pytest.mark.parametrize(("part", "count"), [("train", 1437), ("test", 360)])
-def test_digits_are_28x28_between_0_and_1_in_a_black_frame(part, count):
-    images, labels = digits.load("digits", part)
+@pytest.mark.parametrize(("split", "count"), [("train", 1437), ("test", 360)])
+def test_digits_are_28x28_between_0_and_1_in_a_black_frame(split, count):
+    images, labels = digits.load_digits_split("digits", split)
     assert images.shape == (count, 1, 28, 28) and images.dtype == torch.float32
     assert labels.shape == (count,) and labels.dtype == torch.int64
     assert images.min() == 0 and images.max() == 1
@@ -26,30 +26,18 @@ def test_digits_are_28x28_between_0_and_1_in_a_black_frame(part, count):
     assert not images[:, 0, ~inner].any()
 
 
-def test_both_parts_together_are_the_bundled_digits_each_once():
-    parts = [digits.load("digits", part) for part in ("train", "test")]
-    images, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    sampled = (
-        (16 * images[:, 0, 3:27:3, 3:27:3]).round().long().flatten(1)
-    )  # where old and new pixels' centres coincide
+def test_both_splits_together_are_the_bundled_digits_each_once_and_stratified():
+    splits = [digits.load_digits_split("digits", split) for split in ("train", "test")]
+    images, labels = (torch.cat(tensors) for tensors in zip(*splits, strict=True))
+    # Every third pixel: there old and new pixels' centres coincide.
+    sampled = (16 * images[:, 0, 3:27:3, 3:27:3]).round().long().flatten(1)
+    ours = torch.column_stack([sampled, labels]).tolist()
     bundled = load_digits()
-    ours = sorted(
-        (*pixels, label) for pixels, label in zip(sampled.tolist(), labels.tolist(), strict=True)
-    )
-    theirs = sorted(
-        (*map(int, pixels), int(label))
-        for pixels, label in zip(bundled.data, bundled.target, strict=True)
-    )
-    assert ours == theirs and len(set(theirs)) == 1797
-
-
-def test_every_digit_has_its_share_in_both_parts_and_loading_again_changes_nothing():
-    (_, train), (images, test) = digits.load("digits", "train"), digits.load("digits", "test")
-    share = torch.bincount(test, minlength=10) / torch.bincount(
-        torch.cat([train, test]), minlength=10
-    )
+    theirs = np.column_stack([bundled.data, bundled.target]).astype(int).tolist()
+    assert sorted(ours) == sorted(theirs) and len(set(map(tuple, theirs))) == 1797
+    share = torch.bincount(splits[1][1], minlength=10) / torch.bincount(labels, minlength=10)
     assert ((share - 0.2).abs() < 0.005).all()
-    assert torch.equal(digits.load("digits", "test")[0], images)
+    assert torch.equal(digits.load_digits_split("digits", "test")[0], splits[1][0])
 
 
 @needs_mnist
@@ -60,23 +48,24 @@ def test_mnist_on_disk_is_the_genuine_one():
         "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
         "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
     }
-    assert {name: hashlib.md5((MNIST / name).read_bytes()).hexdigest() for name in known} == known
+    found = {name: hashlib.md5((MNIST / name).read_bytes()).hexdigest() for name in known}
+    assert found == known
 
 
 @needs_mnist
 @pytest.mark.parametrize(
-    ("part", "counts"),
+    ("split", "counts"),
     [
         ("train", [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]),
         ("test", [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]),
     ],
 )
-def test_mnist_has_its_known_counts_mean_and_first_labels(part, counts):
-    images, labels = digits.load("mnist", part)
+def test_mnist_has_its_known_counts_mean_and_first_labels(split, counts):
+    images, labels = digits.load_digits_split("mnist", split)
     assert images.shape == (sum(counts), 1, 28, 28) and images.dtype == torch.float32
     assert torch.bincount(labels).tolist() == counts
     assert images.min() == 0 and images.max() == 1
-    if part == "train":
+    if split == "train":
         assert labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
         assert images.mean().item() == pytest.approx(0.1307, abs=5e-5)
         assert images.std().item() == pytest.approx(0.3081, abs=5e-5)
@@ -85,45 +74,35 @@ def test_mnist_has_its_known_counts_mean_and_first_labels(part, counts):
 def test_an_incomplete_mnist_is_an_error_that_says_what_to_do(tmp_path, monkeypatch):
     (tmp_path / "MNIST/raw").mkdir(parents=True)
     monkeypatch.setattr(paths, "dataset", tmp_path.joinpath)
-    with pytest.raises(
-        RuntimeError, match=r"MNIST.*\(1\).*COMPANION_DATASETS.*\(2\).*\(3\).*dataset='digits'"
-    ):
-        digits.load("mnist", "train")
+    steps = r"MNIST.*\(1\).*COMPANION_DATASETS.*\(2\).*\(3\).*dataset='digits'"
+    with pytest.raises(RuntimeError, match=steps):
+        digits.load_digits_split("mnist", "train")
 
 
-@pytest.mark.parametrize("part", ["train", "test"])
-def test_svhn_is_read_from_its_own_format(tmp_path, monkeypatch, part):
-    drawn = np.random.default_rng(8).integers(
-        0, 256, (32, 32, 3, 7), dtype=np.uint8
-    )  # X: rows, columns, colours, n
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_svhn_is_read_from_its_own_format(tmp_path, monkeypatch, split):
+    drawn = np.random.default_rng(8).integers(0, 256, (32, 32, 3, 7), dtype=np.uint8)
     (tmp_path / "SVHN").mkdir()
-    scipy.io.savemat(
-        tmp_path / f"SVHN/{part}_32x32.mat",
-        {"X": drawn, "y": np.array([[1, 10, 9, 10, 5, 2, 3]]).T},
-    )
+    stored = {"X": drawn, "y": np.array([[1, 10, 9, 10, 5, 2, 3]]).T}  # rows, columns, colours, n
+    scipy.io.savemat(tmp_path / f"SVHN/{split}_32x32.mat", stored)
     monkeypatch.setattr(paths, "dataset", tmp_path.joinpath)
-    with pytest.raises(
-        RuntimeError, match=r"svhn is neither complete in .*32x32\.mat"
-    ):  # not the genuine file
-        digits.load("svhn", part)
+    with pytest.raises(RuntimeError, match=r"svhn is neither complete in .*32x32\.mat"):
+        digits.load_digits_split("svhn", split)  # it is not the genuine file
     monkeypatch.setattr("torchvision.datasets.svhn.check_integrity", lambda *arguments: True)
-    images, labels = digits.load("svhn", part)
+    images, labels = digits.load_digits_split("svhn", split)
     assert images.shape == (7, 3, 32, 32) and images.dtype == torch.float32
-    assert (
-        labels.tolist() == [1, 0, 9, 0, 5, 2, 3] and labels.dtype == torch.int64
-    )  # SVHN writes 10 for the digit 0
-    for n, colour, row, column in [(0, 0, 0, 0), (3, 2, 5, 31), (6, 1, 31, 2)]:
-        assert images[n, colour, row, column].item() == pytest.approx(
-            drawn[row, column, colour, n] / 255
-        )
+    assert labels.dtype == torch.int64
+    assert labels.tolist() == [1, 0, 9, 0, 5, 2, 3]  # SVHN writes 10 for the digit 0
+    expected = drawn.astype(float).transpose(3, 2, 0, 1) / 255
+    np.testing.assert_allclose(images.numpy(), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("dataset", "part"), [("cifar10", "train"), ("digits", "val"), ("", "test")]
+    ("dataset", "split"), [("cifar10", "train"), ("digits", "val"), ("", "test")]
 )
-def test_an_unknown_name_or_part_is_refused_with_the_known_ones(dataset, part):
-    with pytest.raises(ValueError, match="datasets are digits, mnist, svhn, parts train and test"):
-        digits.load(dataset, part)
+def test_an_unknown_name_or_split_is_refused_with_the_known_ones(dataset, split):
+    with pytest.raises(ValueError, match="datasets are digits, mnist, svhn, splits train and test"):
+        digits.load_digits_split(dataset, split)
 
 
 @pytest.fixture(scope="module")
@@ -131,18 +110,15 @@ def drawn():
     return digits.scenes("digits", "test", 200, seed=5)
 
 
-def test_scenes_are_the_same_for_the_same_seed_and_others_for_another(drawn):
-    again, other = digits.scenes("digits", "test", 200, 5), digits.scenes("digits", "test", 200, 6)
-    assert all(torch.equal(a, b) for a, b in zip(again, drawn, strict=True))
-    assert not torch.equal(other[0], drawn[0]) and not torch.equal(other[2], drawn[2])
-
-
-def test_scenes_have_the_promised_shapes_and_every_digit_occurs(drawn):
+def test_scenes_have_the_promised_shapes_and_follow_the_seed(drawn):
     images, labels, boxes = drawn
     assert images.shape == (200, 1, 64, 64) and images.dtype == torch.float32
     assert labels.dtype == boxes.dtype == torch.int64 and boxes.shape == (200, 4)
     assert images.min() == 0 and images.max() == 1
     assert set(labels.tolist()) == set(range(10))
+    again, other = (digits.scenes("digits", "test", 200, seed) for seed in (5, 6))
+    assert all(torch.equal(a, b) for a, b in zip(again, drawn, strict=True))
+    assert not torch.equal(other[0], images) and not torch.equal(other[2], boxes)
 
 
 def test_without_clutter_the_box_is_tight_around_all_the_ink():
@@ -154,17 +130,17 @@ def test_without_clutter_the_box_is_tight_around_all_the_ink():
 
 
 def test_the_digit_is_whole_in_spite_of_the_clutter_and_is_the_labelled_one(drawn):
-    sources, source_labels = digits.load("digits", "test")
+    sources, source_labels = digits.load_digits_split("digits", "test")
     known = {}
     for source, label in zip(sources[:, 0].numpy(), source_labels.tolist(), strict=True):
         rows, columns = np.nonzero(source > 0.1)
         cut = source[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
         known[np.where(cut > 0.1, cut, 0).tobytes()] = label
-    for image, label, (x0, y0, x1, y1) in zip(*(tensor.numpy() for tensor in drawn), strict=True):
+    for image, label, (x0, y0, x1, y1) in zip(*(part.numpy() for part in drawn), strict=True):
         assert known[image[0, y0:y1, x0:x1].tobytes()] == label
 
 
-def test_clutter_lies_outside_the_digits_box_and_reaches_all_borders_and_so_do_the_digits():
+def test_clutter_and_digits_reach_all_borders():
     images, _, boxes = digits.scenes("digits", "test", 600, 2, size=40)
     bare = digits.scenes("digits", "test", 600, 2, size=40, clutter=0)[0]
     assert images.sum() > 1.2 * bare.sum()
@@ -173,15 +149,8 @@ def test_clutter_lies_outside_the_digits_box_and_reaches_all_borders_and_so_do_t
     assert boxes[:, :2].min() <= 8 and boxes[:, 2:].max() >= 32
 
 
-@pytest.mark.parametrize("size", [28, 27])
-def test_a_scene_must_have_room_for_a_digit(size):
-    if size == 28:
-        images, _, boxes = digits.scenes("digits", "test", 20, 0, size=28)
-        assert (
-            images.shape == (20, 1, 28, 28)
-            and (boxes[:, :2] >= 0).all()
-            and (boxes[:, 2:] <= 28).all()
-        )
-    else:
-        with pytest.raises(ValueError, match="size is 27; a scene needs at least 28 pixels"):
-            digits.scenes("digits", "test", 20, 0, size=27)
+def test_a_scene_must_have_room_for_a_digit():
+    images, _, boxes = digits.scenes("digits", "test", 20, 0, size=28)
+    assert images.shape == (20, 1, 28, 28) and boxes.min() >= 0 and boxes.max() <= 28
+    with pytest.raises(ValueError, match="size is 27; a scene needs at least 28 pixels"):
+        digits.scenes("digits", "test", 20, 0, size=27)

@@ -1,41 +1,60 @@
-"""The prepare step on tiny collections of discs drawn in known places, the Dataset on its files."""
+"""The prepare step on a tiny collection of discs drawn in known places, the Dataset on its files.
 
+Workers differ, are killed, find the disk full or another run: always the same bytes.
+"""
+
+import errno
 import hashlib
+import itertools
 import json
+import multiprocessing
+import os
+import random
+import signal
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from unittest import mock
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 import torch
 from PIL import Image
 from test_retina import frame
 
-from lib.data import fundus
-from lib.data import manifest as labels
-from lib.data.phantom import LESIONS
+from lib import paths
+from lib.data import fundus, retina
+from lib.data.manifest import SPLITS
+from lib.data.retina import LESIONS
+
+SIZE = 24
+BAD = {
+    "10_right": r"duplicate of 11_right of grade 0; its own grade is 1",
+    "11_right": r"duplicate of 10_right of grade 1; its own grade is 0",
+    "13_right": r"duplicate of 12_right of grade 0; its own grade is 0",
+    "14_left": r"truncated: image file is truncated",
+    "15_left": r"unreadable: cannot identify image file: 15_left.jpeg",
+    "16_left": r"no retina found: the frame varies by 0\.0",
+    "17_left": r"mask unreadable: cannot identify",
+    "18_left": r"no photograph",
+    "99_left": r"no label",
+}
 
 
-def write(folder, grades, size=(96, 80), eyes=("left", "right")):
-    """A raw collection as Kaggle ships it, `grades` by patient; every photograph its own disc, a lesion on each."""
-    for part in ("train", "masks"):
-        (folder / part).mkdir(parents=True)
+def write(folder, grades, size=(96, 80)):
+    """A raw collection as Kaggle ships it, `grades` by patient; its own disc and lesion on each."""
+    for below in ("train", "masks"):
+        (folder / below).mkdir(parents=True)
     rows = []
+    width, height = size
     for patient, grade in enumerate(grades, 10):
-        for side, eye in enumerate(eyes):
+        for side, eye in enumerate(("left", "right")):
             rng = np.random.default_rng([patient, side])
-            width, height = size
-            image, _ = frame(
-                height,
-                width,
-                width // 2,
-                height // 2,
-                35,
-                rng.integers(90, 220),
-                0.7,
-                1,
-                3,
-                patient,
-            )
+            level = rng.integers(90, 220)
+            image, _ = frame(height, width, width // 2, height // 2, 35, level, 0.7, 1, 3, patient)
             mask = np.zeros((height, width), np.uint8)
             left, top = rng.integers(30, 50, 2)
             mask[top : top + 6, left : left + 6] = 1 << rng.integers(len(LESIONS))
@@ -46,20 +65,28 @@ def write(folder, grades, size=(96, 80), eyes=("left", "right")):
     return folder
 
 
-@pytest.fixture
-def raw(tmp_path):
-    return write(tmp_path / "raw", [0] * 40 + [1] * 20 + [2] * 20 + [3] * 10 + [4] * 10)
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory):
+    """Both eyes of 30 patients with what goes wrong in reality, `BAD`."""
+    raw = write(tmp_path_factory.mktemp("raw") / "raw", [0] * 16 + [1] * 14)
+    train = raw / "train"
+    for name, twin in (("10_right", "11_right"), ("13_right", "12_right")):
+        (train / f"{name}.jpeg").write_bytes((train / f"{twin}.jpeg").read_bytes())
+    (train / "14_left.jpeg").write_bytes((train / "14_left.jpeg").read_bytes()[:900])
+    (train / "15_left.jpeg").write_text("<html>403</html>")
+    Image.new("RGB", (96, 80)).save(train / "16_left.jpeg")
+    (raw / "masks" / "17_left.png").write_text("no mask")
+    (train / "18_left.jpeg").rename(train / "99_left.jpeg")
+    labels = pd.read_csv(raw / "trainLabels.csv")
+    labels.loc[labels["image"] == "10_right", "level"] = 1
+    labels.to_csv(raw / "trainLabels.csv", index=False)
+    return raw
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("module")
-    write(folder / "raw", [0] * 40 + [1] * 20 + [2] * 20 + [3] * 10 + [4] * 10)
-    return fundus.prepare(folder / "raw", folder / "prepared", 32)
-
-
-def table_of(raw):
-    return pd.read_csv(raw / "trainLabels.csv", dtype=str)
+def undisturbed(raw, tmp_path_factory):
+    """The data set as one run without haste makes it. Tests only read it."""
+    return fundus.prepare(raw, tmp_path_factory.mktemp("whole") / "undisturbed", SIZE, eye="both")
 
 
 def rejects(out):
@@ -74,263 +101,537 @@ def contents(folder):
     }
 
 
-def test_masks_lie_where_the_photograph_shows_the_lesion(tmp_path):
-    raw = write(tmp_path / "raw", [0] * 20 + [1] * 20, size=(320, 240))
-    for path in sorted((raw / "train").glob("*_right.jpeg")):
-        image = np.zeros((240, 320, 3), np.uint8)
-        rows, columns = np.mgrid[:240, :320]
-        image[np.hypot(columns - 170, rows - 115) <= 130] = (60, 30, 15)
-        mask = np.zeros((240, 320), np.uint8)
-        mask[90:130, 200:260] = 4
-        image[mask > 0] = 255
-        image[0, 0] = int(path.stem.split("_")[0])  # no two photographs are the same
-        Image.fromarray(image).save(path, quality=100)
-        Image.fromarray(mask).save(raw / "masks" / f"{path.stem}.png")
-    part = fundus.Prepared(fundus.prepare(raw, tmp_path / "out", 64, test_share=0.2), "test")
-    masks = part.masks(0)
-    white = part.photograph(0).min(axis=2) > 0.5
-    assert not any(mask.any() for lesion, mask in masks.items() if lesion != LESIONS[2])
-    assert white.sum() > 100 and (white & ~masks[LESIONS[2]]).sum() == 0
-    assert (white & masks[LESIONS[2]]).sum() / masks[LESIONS[2]].sum() > 0.8
+def opened(folder, name):
+    return np.asarray(Image.open(folder / "images" / f"{name}.webp"))
 
 
-def test_the_parts_are_stratified_and_as_large_as_asked(prepared):
-    manifest = pd.read_csv(prepared / "manifest.csv")
-    counts = pd.crosstab(manifest["grade"], manifest["part"])
-    assert counts.sum().to_dict() == {"test": 10, "train": 81, "val": 9}
-    assert counts["test"].tolist() == [4, 2, 2, 1, 1]
-    assert (np.abs(counts["val"] - np.array([4, 2, 2, 1, 1]) * 0.9) < 1).all()
-    assert set(manifest["eye"]) == {"right"} and manifest["image"].is_unique
-    made = json.loads((prepared / "dataset.json").read_text())
-    assert (
-        made["counts"]["test"] == {"0": 4, "1": 2, "2": 2, "3": 1, "4": 1} and made["rejected"] == 0
-    )
+class Counting(ThreadPoolExecutor):
+    """Two threads that write down which photographs they were given."""
+
+    def __init__(self):
+        super().__init__(2)
+        self.names = []
+
+    def submit(self, function, /, *arguments):
+        self.names.append(arguments[0])
+        return super().submit(function, *arguments)
 
 
-def test_both_eyes_of_a_patient_are_on_one_side(raw, tmp_path):
-    table = table_of(raw)
-    table.loc[table["image"].str.endswith("left"), "level"] = "0"
-    table.to_csv(raw / "trainLabels.csv", index=False)
-    manifest = pd.read_csv(
-        fundus.prepare(raw, tmp_path / "out", 32, eye="both", seed=3) / "manifest.csv"
-    )
-    assert len(manifest) == 200 and (manifest.groupby("patient")["part"].nunique() == 1).all()
-    worst = manifest[manifest["part"] == "test"].groupby("patient")["grade"].max()
-    assert worst.value_counts().sort_index().tolist() == [4, 2, 2, 1, 1]
+def unfinished(out):
+    """The folders of interrupted runs of `out`."""
+    return sorted(out.parent.glob(f"{out.name}.*.partial"))
 
 
-def test_patients_with_a_rare_worse_eye_can_be_split_when_every_part_holds_every_grade(
-    raw, tmp_path
-):
-    """Three patients have grade 0 in both eyes, too few for a tenth of a tenth; left eyes of grade 0 are plenty."""
-    table = table_of(raw)
-    right = [0 if patient < 3 else 1 + patient % 4 for patient in range(100)]
-    table["level"] = [grade for worse in right for grade in (0, worse)]
-    table.to_csv(raw / "trainLabels.csv", index=False)
-    manifest = pd.read_csv(fundus.prepare(raw, tmp_path / "out", 32, eye="both") / "manifest.csv")
-    assert (pd.crosstab(manifest["part"], manifest["grade"]) > 0).all(axis=None)
+def journal(partial):
+    """The whole lines of an interrupted run's journal."""
+    path = partial / "journal.jsonl"
+    text = path.read_text() if path.exists() else ""
+    return [line for line in text.split("\n") if line.endswith("}")]
 
 
-def test_the_left_eye_is_another_data_set(raw, tmp_path):
-    manifest = pd.read_csv(fundus.prepare(raw, tmp_path / "out", 32, eye="left") / "manifest.csv")
-    assert manifest["image"].str.endswith("_left").all() and len(manifest) == 100
+def kept(partial):
+    """What need not be prepared again: whole in the journal and, where not rejected, on disk."""
+    names = set()
+    for record in map(json.loads, journal(partial)):
+        file = partial / "images" / f"{record['image']}.webp"
+        if "reason" in record or file.exists():
+            names.add(record["image"])
+    return names
 
 
-def test_another_seed_is_another_split(raw, tmp_path):
-    first, second = (
-        pd.read_csv(fundus.prepare(raw, tmp_path / str(seed), 32, seed=seed) / "manifest.csv")
-        for seed in (0, 1)
-    )
-    assert (first["image"] == second["image"]).all() and (first["part"] != second["part"]).any()
+def lines(out):
+    return sum(len(journal(partial)) for partial in unfinished(out))
 
 
-def test_means_and_deviations_are_those_of_the_training_files(prepared):
-    manifest = pd.read_csv(prepared / "manifest.csv")
-    names = manifest["image"][manifest["part"] == "train"]
-    pixels = (
-        np.stack([np.asarray(Image.open(prepared / "images" / f"{name}.webp")) for name in names])
-        / 255
-    )
-    made = json.loads((prepared / "dataset.json").read_text())
+def until(true, seconds=120):
+    end = time.monotonic() + seconds
+    while not (answer := true()):
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.002)
+    return answer
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Prepare until so many photographs are in the journal; then the disk is full."""
+
+    def prepare(raw, out, photographs, **settings):
+        real = paths.write
+
+        def writes(path, save):
+            written = len([*path.parent.glob("*.webp")])
+            if path.parent.name == "images" and written == photographs:
+                until(lambda: lines(out) >= photographs)
+                path.with_name(f"{path.name}.part").write_bytes(b"half")
+                raise OSError(errno.ENOSPC, "No space left on device")
+            real(path, save)
+
+        with monkeypatch.context() as patch, ThreadPoolExecutor(1) as thread:
+            patch.setattr(paths, "write", writes)
+            with pytest.raises(
+                OSError, match=r"disk of .*out.*partial is full. Free some space and run again"
+            ) as raised:
+                fundus.prepare(raw, out, SIZE, eye="both", **settings, executor=thread)
+        assert raised.value.errno == errno.ENOSPC and not out.exists()
+
+    return prepare
+
+
+# What is written
+
+
+def test_every_photograph_is_in_the_manifest_or_among_the_rejects_with_a_reason(raw, undisturbed):
+    manifest, reasons = pd.read_csv(undisturbed / "manifest.csv"), rejects(undisturbed)
+    assert set(reasons.index) == set(BAD)
+    for name, reason in BAD.items():
+        assert pd.Series([reasons[name]]).str.match(reason).all(), reasons[name]
+    photographs = {path.stem for path in (raw / "train").iterdir()}
+    labelled = set(pd.read_csv(raw / "trainLabels.csv")["image"])
+    assert set(manifest["image"]) == (photographs | labelled) - set(BAD)
+    assert manifest["image"].is_unique
+    for folder, ending in (("images", "webp"), ("masks", "png")):
+        files = {path.name for path in (undisturbed / folder).iterdir()}
+        assert files == {f"{name}.{ending}" for name in manifest["image"]}
+
+
+def test_the_manifest_says_what_was_taken_from_where(raw, undisturbed):
+    manifest = pd.read_csv(undisturbed / "manifest.csv", dtype={"patient": str})
+    columns = "image patient eye grade split left top right bottom width height sha256 source"
+    assert manifest.columns.tolist() == columns.split()
+    labels = pd.read_csv(raw / "trainLabels.csv").set_index("image")["level"]
+    for row in manifest.itertuples():
+        assert f"{row.patient}_{row.eye}" == row.image and row.source == "raw"
+        assert row.grade == labels[row.image] and (row.width, row.height) == (96, 80)
+        file = raw / "train" / f"{row.image}.jpeg"
+        assert row.sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+        box = row.left, row.top, row.right, row.bottom
+        assert np.abs(np.subtract(box, (13, 5, 84, 76))).max() <= 2  # a disc of radius 35, centred
+    assert (manifest.groupby("patient")["split"].nunique() == 1).all()
+    assert (pd.crosstab(manifest["split"], manifest["grade"]) > 0).all(axis=None)
+
+
+def test_the_data_set_says_how_it_was_made(undisturbed):
+    made = json.loads((undisturbed / "dataset.json").read_text())
+    manifest = pd.read_csv(undisturbed / "manifest.csv")
+    asked = {"source": "raw", "size": SIZE, "eye": "both", "test_share": 0.1, "seed": 0}
+    assert (asked | {"crop": True, "contrast": "none", "format": "webp"}).items() <= made.items()
+    assert made["rejected"] == len(BAD) and made["duplicates"] == 3
+    assert made["versions"] == {name: version(name) for name in ("pillow", "numpy", "scipy")}
+    counts = {split: {int(k): n for k, n in by.items()} for split, by in made["counts"].items()}
+    assert counts == {
+        split: rows["grade"].value_counts().to_dict() for split, rows in manifest.groupby("split")
+    }
+    names = manifest["image"][manifest["split"] == "train"]
+    pixels = np.stack([opened(undisturbed, name) for name in names]) / 255
     np.testing.assert_allclose(made["mean"], pixels.mean(axis=(0, 1, 2)), rtol=1e-12)
     np.testing.assert_allclose(made["std"], pixels.std(axis=(0, 1, 2)), rtol=1e-9)
 
 
-def test_every_bad_photograph_and_label_is_listed_with_its_reason(raw, tmp_path):
-    train = raw / "train"
-    Image.new("RGB", (96, 80)).save(train / "10_right.jpeg")
-    (train / "11_right.jpeg").write_bytes(b"not a photograph")
-    whole = (train / "12_right.jpeg").read_bytes()
-    (train / "12_right.jpeg").write_bytes(whole[: len(whole) // 2])
-    (train / "13_right.jpeg").unlink()
-    (train / "9_right.jpeg").write_bytes(whole)
-    (train / "portrait.jpeg").write_bytes(whole)
-    tiny, _ = frame(24, 24, 12, 12, 5)
-    Image.fromarray(tiny).save(train / "14_right.jpeg", quality=95)
-    Image.new("I;16", (96, 80)).save(train / "15_right.jpeg", format="PNG")
-    Image.new("L", (95, 80)).save(raw / "masks" / "16_right.png")
-    table = table_of(raw).set_index("image")
-    table.loc["17_right", "level"] = "5"
-    table.loc["18_right", "level"] = ""
-    table = table.reset_index()
-    pd.concat([table, table[table["image"] == "19_right"]]).to_csv(
-        raw / "trainLabels.csv", index=False
-    )
-
-    out = fundus.prepare(raw, tmp_path / "out", 32)
-    reasons = rejects(out)
-    expected = {
-        "10_right": "no retina found: the frame varies by 0.0 of 255 levels",
-        "11_right": "unreadable: cannot identify image file: 11_right.jpeg",
-        "12_right": "truncated: image file is truncated",
-        "13_right": "no photograph",
-        "14_right": "too small: a retina of",
-        "15_right": "unreadable: mode I;16 has more than 8 bits",
-        "16_right": "mask of shape (80, 95) for a photograph of shape (80, 96)",
-        "17_right": "level is not 0 to 4",
-        "18_right": "level is not 0 to 4",
-        "19_right": "labelled, or there, more than once",
-        "9_right": "no label",
-        "portrait": "name does not end in _left or _right",
-    }
-    assert set(reasons.index) == set(expected)
-    assert {name for name in expected if not reasons[name].startswith(expected[name])} == set()
-    manifest = pd.read_csv(out / "manifest.csv")
-    assert len(manifest) == 90 and not set(manifest["image"]) & set(expected)
-    assert json.loads((out / "dataset.json").read_text())["rejected"] == 12
-    files = {path.stem for path in (out / "images").iterdir()}
-    assert files == {path.stem for path in (out / "masks").iterdir()} == set(manifest["image"])
+@pytest.mark.parametrize("eye", ["left", "right"])
+def test_one_eye_is_a_data_set_of_its_own(raw, undisturbed, tmp_path, eye):
+    manifest = pd.read_csv(fundus.prepare(raw, tmp_path / "out", SIZE, eye=eye) / "manifest.csv")
+    both = pd.read_csv(undisturbed / "manifest.csv")
+    assert set(manifest["image"]) == set(both["image"][both["eye"] == eye])
 
 
-def test_preparing_twice_gives_the_same_bytes(raw, tmp_path):
-    first, second = (contents(fundus.prepare(raw, tmp_path / name, 32)) for name in ("a", "b"))
-    assert first == second and len(first) == 203
+def test_masks_lie_where_the_photograph_shows_the_lesion(tmp_path):
+    raw = write(tmp_path / "raw", [0] * 12, size=(320, 240))
+    rows, columns = np.mgrid[:240, :320]
+    for number, path in enumerate((raw / "train").glob("*_right.jpeg")):
+        image = np.zeros((240, 320, 3), np.uint8)
+        image[np.hypot(columns - 170, rows - 115) <= 130] = (60, 30, 15)
+        mask = np.zeros((240, 320), np.uint8)
+        mask[90:130, 200:260] = 4
+        image[mask > 0] = 255
+        image[0, 0] = number  # no two photographs are the same
+        Image.fromarray(image).save(path, quality=100)
+        Image.fromarray(mask).save(raw / "masks" / f"{path.stem}.png")
+    data = fundus.FundusDataset(fundus.prepare(raw, tmp_path / "out", 64, test_share=0.2), "test")
+    masks = data.masks(0)
+    exudates = masks.pop(LESIONS[2])
+    white = data.photograph(0).min(axis=2) > 0.5
+    assert not any(mask.any() for mask in masks.values())
+    assert white.sum() > 100 and not (white & ~exudates).any()
+    assert (white & exudates).sum() / exudates.sum() > 0.8
 
 
-def test_the_same_request_is_answered_from_disk_and_another_one_remade(raw, tmp_path):
-    out = fundus.prepare(raw, tmp_path / "out", 32)
+def test_a_jpeg_data_set_is_read_back(raw, undisturbed, tmp_path):
+    out = fundus.prepare(raw, tmp_path / "out", SIZE, eye="both", file_format="jpeg")
+    data, reference = fundus.FundusDataset(out, "train"), fundus.FundusDataset(undisturbed, "train")
+    assert data.names == reference.names and torch.equal(data.mean, reference.mean)
+    assert (data.images.float() - reference.images.float()).abs().mean() / 255 <= 0.06
+    assert {path.suffix for path in (out / "images").iterdir()} == {".jpeg"}
+
+
+def test_the_same_request_is_answered_from_disk_and_another_one_remade(tmp_path):
+    raw, out = write(tmp_path / "raw", [0] * 12), tmp_path / "out"
+    fundus.prepare(raw, out, 32)
     before = (out / "dataset.json").stat().st_mtime_ns
-    assert (
-        fundus.prepare(raw, out, 32) == out and (out / "dataset.json").stat().st_mtime_ns == before
-    )
-    fundus.prepare(raw, out, 32, seed=1)
+    assert fundus.prepare(raw, out, 32) == out
+    assert (out / "dataset.json").stat().st_mtime_ns == before
+    fundus.prepare(raw, out, 24, seed=1)
     assert json.loads((out / "dataset.json").read_text())["seed"] == 1
+    assert opened(out, "10_right").shape == (24, 24, 3)
+    labels = pd.read_csv(raw / "trainLabels.csv", dtype=str)
+    labels.iloc[:-1].to_csv(raw / "trainLabels.csv", index=False)
     fundus.prepare(raw, out, 24, seed=1)
-    assert Image.open(out / "images" / "10_right.webp").size == (24, 24)
-    table_of(raw).iloc[:-1].to_csv(raw / "trainLabels.csv", index=False)
-    fundus.prepare(raw, out, 24, seed=1)
-    assert rejects(out)["109_right"] == "no label"
+    assert rejects(out).to_dict() == {"21_right": "no label"}
     Image.new("RGB", (96, 80)).save(raw / "train" / "10_right.jpeg")
     fundus.prepare(raw, out, 24, seed=1)
-    assert set(rejects(out).index) == {"10_right", "109_right"}
+    assert set(rejects(out).index) == {"10_right", "21_right"}
 
 
-def test_a_folder_of_something_else_is_left_alone(raw, tmp_path):
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "thesis.txt").write_text("years of work")
-    with pytest.raises(FileExistsError, match="no prepared data set"):
-        fundus.prepare(raw, tmp_path / "out", 32)
-    assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
+# Requests that cannot be met
 
 
 @pytest.mark.parametrize(
-    "wrong, message",
+    ("wrong", "message"),
     [
-        ({"size": 8}, "size is 8; choose"),
+        ({"size": 8}, "size is 8; choose a side of 16 to 2048"),
         ({"size": 4096}, "size is 4096; choose"),
-        ({"test_share": 0.0}, "test_share is 0.0; choose"),
+        ({"test_share": 0.0}, r"test_share is 0.0; choose a share of 0.01 to 0.5"),
         ({"test_share": 0.9}, "test_share is 0.9; choose"),
         ({"eye": "middle"}, "eye is 'middle'; choose one of right, left, both"),
-        ({"test_share": 0.01}, "40 of grade 0, .* are too few patients"),
+        ({"contrast": "high"}, "contrast is 'high'; choose one of none, graham"),
+        ({"file_format": "png"}, "file_format is 'png'; choose one of webp, jpeg"),
     ],
 )
 def test_a_bad_request_is_answered_with_what_to_do(raw, tmp_path, wrong, message):
     with pytest.raises(ValueError, match=message):
-        fundus.prepare(raw, tmp_path / "out", **{"size": 32} | wrong)
-    assert not (tmp_path / "out").exists()
+        fundus.prepare(raw, tmp_path / "out", **{"size": SIZE} | wrong)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_bad_collection_is_answered_with_what_to_do(tmp_path):
     raw = tmp_path / "raw"
     raw.mkdir()
-    with pytest.raises(
-        FileNotFoundError, match=r"has no trainLabels.csv.*notebooks/03_dr_dataset.ipynb"
-    ):
-        fundus.prepare(raw, tmp_path / "out", 32)
-    (raw / "trainLabels.csv").write_text("id,diagnosis\n1_right,0\n")
-    with pytest.raises(ValueError, match="has the columns id, diagnosis; it needs image and level"):
+    with pytest.raises(FileNotFoundError, match=r"has no trainLabels\.csv"):
         fundus.prepare(raw, tmp_path / "out", 32)
     (raw / "trainLabels.csv").write_text("image,level\n1_right,0\n")
-    with pytest.raises(FileNotFoundError, match=r"holds no photograph \(.jpeg"):
-        fundus.prepare(raw, tmp_path / "out", 32)
     (raw / "train").mkdir()
     Image.new("RGB", (96, 80)).save(raw / "train" / "1_right.jpeg")
-    with pytest.raises(ValueError, match="can be prepared: 1_right no retina found"):
+    with pytest.raises(ValueError, match="Nothing of raw can be prepared: 1_right no retina found"):
         fundus.prepare(raw, tmp_path / "out", 32)
-    with pytest.raises(ValueError, match="none of the left eye"):
+    with pytest.raises(ValueError, match="there is none of the left eye"):
         fundus.prepare(raw, tmp_path / "out", 32, eye="left")
 
 
-def test_a_grade_too_rare_to_be_in_every_part_is_an_error(tmp_path):
-    raw = write(tmp_path / "raw", [0] * 60 + [1] * 2)
-    with pytest.raises(ValueError, match="60 of grade 0, 2 of grade 1 are too few patients"):
+def test_a_folder_of_something_else_is_left_alone(raw, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("years of work")
+    with pytest.raises(FileExistsError, match=r"no prepared data set\. Move it away"):
         fundus.prepare(raw, tmp_path / "out", 32)
+    assert (tmp_path / "out" / "thesis.txt").read_text() == "years of work"
 
 
-def test_the_training_part_is_normalised_to_mean_0_and_deviation_1(prepared):
-    part = fundus.Prepared(prepared, "train")
-    images = torch.stack([image for image, _ in part])
-    assert images.dtype == torch.float32 and images.shape == (81, 3, 32, 32)
+def test_a_failed_run_does_not_keep_the_next_one_out(raw, tmp_path):
+    with pytest.raises(ValueError, match=r"grade 0, \d+ of grade 1 are too few patients"):
+        fundus.prepare(raw, tmp_path / "out", SIZE, eye="both", test_share=0.01)
+    assert not (tmp_path / "out").exists()
+    assert fundus.prepare(raw, tmp_path / "out", SIZE, eye="both").exists()
+
+
+# Workers
+
+
+@pytest.mark.parametrize("workers", ["four threads", "two processes"])
+def test_the_result_does_not_depend_on_the_workers(raw, undisturbed, tmp_path, workers):
+    pool = ThreadPoolExecutor(4) if workers == "four threads" else retina.worker_pool(2)
+    with pool as executor:
+        out = fundus.prepare(raw, tmp_path / "out", SIZE, eye="both", executor=executor)
+        # It is its owner's to shut down. A process that prepares stays small.
+        loaded = executor.submit(eval, "'torch' in __import__('sys').modules").result()
+        assert loaded == (workers == "four threads")
+    assert contents(out) == contents(undisturbed)
+
+
+@pytest.mark.slow
+@mock.patch.dict(os.environ)  # Dask leaves OMP_NUM_THREADS=1 behind, which others would inherit
+def test_the_result_of_a_dask_cluster_is_the_same(raw, undisturbed, tmp_path):
+    from distributed import Client
+
+    settings = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    with (
+        Client(**settings, processes=True, local_directory=tmp_path / "dask") as client,
+        client.get_executor() as executor,
+    ):
+        out = fundus.prepare(raw, tmp_path / "out", SIZE, eye="both", executor=executor)
+        workers = set(client.run(os.getpid).values())
+    assert len(workers) == 2 and os.getpid() not in workers
+    assert contents(out) == contents(undisturbed)
+
+
+# Interruptions
+
+# A process runs this at its start: no write is done before it can be killed before, in or after it.
+SLOWLY = """
+import random, time
+from lib import paths
+
+real = paths.write
+
+def write(path, save):
+    time.sleep(random.uniform(0, 0.02))
+    real(path, lambda beside: (save(beside), time.sleep(random.uniform(0, 0.02))))
+
+paths.write = write
+"""
+
+
+def prepare_slowly(raw, out):
+    """In a process to be killed: prepare by two workers that are slow to write."""
+    (out.parent / "sitecustomize.py").write_text(SLOWLY)
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(out.parent), str(paths.ROOT)])
+    fundus.prepare(raw, out, SIZE, eye="both", executor=retina.worker_pool(2))
+
+
+def killed(raw, out, photographs, seconds):
+    """Kill -9 a process that prepares, so many seconds after it has that many more.
+
+    Returns its workers, once they have ended.
+    """
+    before = lines(out)
+    process = multiprocessing.get_context("fork").Process(target=prepare_slowly, args=(raw, out))
+    process.start()
+    try:
+        until(lambda: not process.is_alive() or lines(out) >= before + photographs)
+        until(lambda: not process.is_alive() or unfinished(out))
+        time.sleep(seconds)
+        assert process.is_alive(), "it had ended before it was killed"
+        workers = psutil.Process(process.pid).children(recursive=True)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+
+    def ended(worker):
+        return not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE
+
+    until(lambda: all(map(ended, workers)))
+    return workers
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_killed_at_any_moment_it_leaves_no_worker_and_goes_on_to_the_same_bytes(
+    raw, undisturbed, tmp_path
+):
+    """Kill -9 five times; only what is missing is prepared, and nothing of it differs."""
+    out, moments, workers = tmp_path / "out", random.Random(), []
+    for photographs in (0, 1, *moments.sample(range(2, 8), 3)):
+        workers.append(killed(raw, out, photographs, moments.uniform(0, 0.06)))
+        assert not out.exists() and len(unfinished(out)) == 1
+    assert max(map(len, workers)) >= 2  # that there were workers to end
+    (partial,) = unfinished(out)
+    done = kept(partial)
+    times = {
+        path.name: path.stat().st_mtime_ns
+        for path in (partial / "images").glob("*.webp")
+        if path.stem in done
+    }
+    everything = {path.stem for path in (raw / "train").iterdir()} - {"99_left"}
+    assert 0 < len(done) < len(everything)
+    with Counting() as executor:
+        assert fundus.prepare(raw, out, SIZE, eye="both", executor=executor) == out
+    assert sorted(executor.names) == sorted(everything - done)
+    assert contents(out) == contents(undisturbed) and not unfinished(out)
+    for name in times.keys() & {path.name for path in (out / "images").iterdir()}:
+        assert (out / "images" / name).stat().st_mtime_ns == times[name]
+
+
+@pytest.mark.parametrize("damage", ["none", "the journal's last line cut off", "a file missing"])
+def test_after_a_full_disk_only_what_is_missing_is_prepared(
+    raw, undisturbed, tmp_path, full_disk, damage
+):
+    out = tmp_path / "out"
+    full_disk(raw, out, 12)
+    (partial,) = unfinished(out)
+    assert len(kept(partial)) >= 12
+    lost = set()
+    if damage == "the journal's last line cut off":
+        file = partial / "journal.jsonl"
+        lost = {json.loads(journal(partial)[-1])["image"]}
+        file.write_text(file.read_text().rstrip("\n")[:-7])
+    elif damage == "a file missing":
+        file = sorted((partial / "images").glob("*.webp"))[5]
+        lost = {file.stem}
+        file.unlink()
+    done = kept(partial)
+    with Counting() as executor:
+        fundus.prepare(raw, out, SIZE, eye="both", executor=executor)
+    assert lost <= set(executor.names) and not done & set(executor.names)
+    assert len(executor.names) + len(done) == 59
+    assert contents(out) == contents(undisturbed)
+
+
+def test_an_error_in_the_last_step_costs_no_photograph(raw, undisturbed, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(fundus, "draw_split", mock.Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            fundus.prepare(raw, out, SIZE, eye="both")
+    with Counting() as executor:
+        fundus.prepare(raw, out, SIZE, eye="both", executor=executor)
+    assert executor.names == [] and contents(out) == contents(undisturbed)
+
+
+def test_other_settings_are_another_folder_and_never_a_mixture(
+    raw, undisturbed, tmp_path, full_disk, capsys
+):
+    """Two interrupted runs of two settings are finished in turn; the older data set is kept."""
+    out = tmp_path / "out"
+    for contrast in ("none", "graham"):
+        full_disk(raw, out, 12, contrast=contrast)
+    assert len(unfinished(out)) == 2
+    fundus.prepare(raw, out, SIZE, eye="both", contrast="graham")
+    assert len(unfinished(out)) == 1
+    graham = contents(out)
+    assert contents(fundus.prepare(raw, out, SIZE, eye="both")) == contents(undisturbed)
+    assert "out held a data set of another request, kept as out.1" in capsys.readouterr().out
+    assert contents(tmp_path / "out.1") == graham
+    fundus.prepare(raw, out, SIZE, eye="both", contrast="graham")
+    assert contents(out) == graham and contents(tmp_path / "out.2") == contents(undisturbed)
+    assert {path.name for path in tmp_path.iterdir()} - {"out.lock"} == {"out", "out.1", "out.2"}
+
+
+def test_a_second_run_at_once_is_told_and_the_first_one_is_not_disturbed(
+    raw, undisturbed, tmp_path
+):
+    out, go = tmp_path / "out", threading.Event()
+    with ThreadPoolExecutor(1) as busy, ThreadPoolExecutor(1) as other:
+        busy.submit(go.wait)
+        try:
+            first = other.submit(fundus.prepare, raw, out, SIZE, eye="both", executor=busy)
+            until(lambda: unfinished(out))
+            for seed in (0, 1):
+                with pytest.raises(RuntimeError, match=r"Another run is preparing .*out: wait"):
+                    fundus.prepare(raw, out, SIZE, eye="both", seed=seed)
+        finally:
+            go.set()
+        assert first.result() == out
+    assert contents(out) == contents(undisturbed)
+    assert {path.name for path in tmp_path.iterdir()} - {"out.lock"} == {"out"}
+    assert fundus.prepare(raw, out, SIZE, eye="both") == out
+
+
+# The Dataset
+
+
+def test_a_split_holds_its_own_photographs_with_their_grades(undisturbed):
+    manifest = pd.read_csv(undisturbed / "manifest.csv").set_index("image")
+    names = [fundus.FundusDataset(undisturbed, split).names for split in SPLITS]
+    assert sorted(itertools.chain(*names)) == sorted(manifest.index)
+    data = fundus.FundusDataset(undisturbed, "test")
+    assert data.grades.tolist() == manifest.loc[data.names, "grade"].tolist()
+    assert data.grades.dtype == torch.int64
+    file = opened(undisturbed, data.names[3])
+    np.testing.assert_allclose(data.photograph(3), file / 255, atol=1e-6)
+    image, grade = data[3]
+    np.testing.assert_allclose(
+        image * data.std + data.mean, file.transpose(2, 0, 1) / 255, atol=1e-6
+    )
+    assert grade == data.grades[3] and isinstance(grade, int)
+    bits = np.asarray(Image.open(undisturbed / "masks" / f"{data.names[3]}.png"))
+    masks = data.masks(3)
+    assert sum(mask.sum() << bit for bit, mask in enumerate(masks.values())) == bits.sum()
+
+
+def test_the_training_split_is_normalised_to_mean_0_and_deviation_1(undisturbed):
+    data = fundus.FundusDataset(undisturbed, "train")
+    images = torch.stack([image for image, _ in data])
+    assert images.dtype == torch.float32 and images.shape == (len(data), 3, SIZE, SIZE)
     assert images.mean((0, 2, 3)).abs().max() < 1e-5
     assert (images.std((0, 2, 3)) - 1).abs().max() < 1e-4
+    assert torch.equal(fundus.normalise(data.images, data.mean, data.std), images)
 
 
-def test_a_part_holds_its_own_photographs_with_their_grades(prepared):
-    manifest = pd.read_csv(prepared / "manifest.csv").set_index("image")
-    names = {part: fundus.Prepared(prepared, part).names for part in labels.PARTS}
-    assert sorted(name for part in names.values() for name in part) == sorted(manifest.index)
-    part = fundus.Prepared(prepared, "test")
-    assert (
-        part.grades.tolist() == manifest.loc[part.names, "grade"].tolist()
-        and part.grades.dtype == torch.int64
-    )
-    file = np.asarray(Image.open(prepared / "images" / f"{part.names[3]}.webp"))
-    np.testing.assert_allclose(part.photograph(3), file / 255, atol=1e-6)
-    image, grade = part[3]
-    np.testing.assert_allclose(
-        image * part.std + part.mean, file.transpose(2, 0, 1) / 255, atol=1e-6
-    )
-    assert grade == part.grades[3] and isinstance(grade, int)
-    bits = np.asarray(Image.open(prepared / "masks" / f"{part.names[3]}.png"))
-    assert sum(mask.sum() << bit for bit, mask in enumerate(part.masks(3).values())) == bits.sum()
+def test_a_split_too_large_for_memory_gives_the_same_items(undisturbed, monkeypatch):
+    held = fundus.FundusDataset(undisturbed, "train")
+    monkeypatch.setattr(fundus, "IN_MEMORY", 0)
+    read = fundus.FundusDataset(undisturbed, "train")
+    assert held.images is not None and read.images is None and len(held) == len(read) > 30
+    for i in range(len(held)):
+        assert torch.equal(held[i][0], read[i][0]) and held[i][1] == read[i][1]
 
 
-def test_flips_are_the_four_mirror_images_and_follow_the_seed(prepared):
-    plain, flipped = (
-        fundus.Prepared(prepared, "val", flips=flips)[0][0] for flips in (False, True)
-    )
-    part = fundus.Prepared(prepared, "val", flips=True)
+def test_flips_and_turns_are_the_eight_symmetries_of_a_square_and_follow_the_seed(undisturbed):
+    image = fundus.FundusDataset(undisturbed, "val")[0][0]
+    mirrored = [image, image.flip(1), image.flip(2), image.flip(1, 2)]
+    for turns, variants in ((False, mirrored), (True, [*mirrored, *(v.mT for v in mirrored)])):
+        data = fundus.FundusDataset(undisturbed, "val", flips=True, turns=turns)
 
-    def draw():
-        torch.manual_seed(5)
-        return [part[0][0] for _ in range(60)]
+        def draw(data=data):
+            torch.manual_seed(5)
+            return [data[0][0] for _ in range(60)]
 
-    first, second = draw(), draw()
-    variants = [plain, plain.flip(1), plain.flip(2), plain.flip(1, 2)]
-    seen = [next(k for k, v in enumerate(variants) if torch.equal(v, image)) for image in first]
-    assert set(seen) == {0, 1, 2, 3} and flipped.shape == plain.shape
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+        drawn = draw()
+        seen = [[torch.equal(variant, item) for variant in variants].index(True) for item in drawn]
+        assert set(seen) == set(range(len(variants)))
+        assert all(torch.equal(a, b) for a, b in zip(drawn, draw(), strict=True))
 
 
-def test_what_is_missing_is_named(raw, tmp_path):
+def test_a_shift_moves_by_whole_pixels_and_repeats_the_rim(undisturbed):
+    image = fundus.FundusDataset(undisturbed, "val")[0][0]
+    data = fundus.FundusDataset(undisturbed, "val", shift=1)
+    variants = {}
+    for down in (-1, 0, 1):
+        for right in (-1, 0, 1):
+            rows = (torch.arange(SIZE) - down).clamp(0, SIZE - 1)
+            columns = (torch.arange(SIZE) - right).clamp(0, SIZE - 1)
+            variants[down, right] = image[:, rows][:, :, columns]
+    torch.manual_seed(0)
+    seen = set()
+    for _ in range(80):
+        item = data[0][0]
+        seen |= {shift for shift, variant in variants.items() if torch.equal(variant, item)}
+    assert seen == set(variants)
+
+
+def test_a_response_counts_on_the_retina(raw, undisturbed, tmp_path):
+    """All of the disc; of one without contrast, Graham's nine tenths, grey outside."""
+    rows, columns = np.mgrid[:SIZE, :SIZE] + 0.5 - SIZE / 2
+    distance = np.hypot(rows, columns) / (SIZE / 2)
+    plain = fundus.FundusDataset(undisturbed, "test").retina(0)
+    assert plain.dtype == bool
+    assert plain[distance < 0.85].all() and not plain[distance > 1.1].any()
+
+    out = fundus.prepare(raw, tmp_path / "out", SIZE, eye="both", contrast="graham")
+    data = fundus.FundusDataset(out, "test")
+    assert np.array_equal(data.retina(0), distance <= 0.9)
+    for i, name in enumerate(data.names):
+        grey = opened(undisturbed, name)
+        assert (opened(out, name) == retina.graham(grey)).all()
+        assert (data.photograph(i)[distance > 0.9] == np.float32(128 / 255)).all()
+
+
+def test_what_is_missing_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"notebooks/03_dr_dataset.ipynb makes it"):
-        fundus.Prepared(tmp_path / "nowhere", "train")
-    out = fundus.prepare(raw, tmp_path / "out", 32)
-    with pytest.raises(ValueError, match="part is 'dev'; out has test, train, val"):
-        fundus.Prepared(out, "dev")
-    name = fundus.Prepared(out, "test").names[0]
-    (out / "images" / f"{name}.webp").unlink()
+        fundus.FundusDataset(tmp_path / "nowhere", "train")
+    out = fundus.prepare(write(tmp_path / "raw", [0] * 12), tmp_path / "out", 16)
+    with pytest.raises(ValueError, match="split is 'dev'; out has test, train, val"):
+        fundus.FundusDataset(out, "dev")
+    data = fundus.FundusDataset(out, "test")
+    (out / "masks" / f"{data.names[0]}.png").unlink()
+    with pytest.raises(FileNotFoundError, match=rf"{data.names[0]}.png is missing"):
+        data.masks(0)
+    (out / "images" / f"{data.names[0]}.webp").unlink()
     with pytest.raises(
-        FileNotFoundError, match=rf"{name}.webp is missing. Delete .*03_dr_dataset.ipynb again"
+        FileNotFoundError, match=r"webp is missing. Delete .*03_dr_dataset.ipynb ag"
     ):
-        fundus.Prepared(out, "test")
+        fundus.FundusDataset(out, "test")
+    text = (out / "manifest.csv").read_text()
+    (out / "manifest.csv").write_text(text.replace(",split,", ",part,"))
+    with pytest.raises(ValueError, match=r"earlier version.* no column split. Delete it and run"):
+        fundus.FundusDataset(out, "test")
+
+
+@pytest.mark.parametrize("name", fundus.PREPARATION)
+def test_a_sequencer_of_other_photographs_is_refused_with_what_differs(undisturbed, name):
+    data = fundus.FundusDataset(undisturbed, "test")
+    config = data.preparation | {"prepared": "phantom-24", "body": "plain"}
+    fundus.require_same_preparation(config, data)
+    for other in (config | {name: "other"}, {k: v for k, v in config.items() if k != name}):
+        with pytest.raises(
+            ValueError, match="learnt from 'phantom-24', prepared otherwise"
+        ) as told:
+            fundus.require_same_preparation(other, data)
+        said = f": {name} {other.get(name)!r} there, {data.about[name]!r} here. Run notebook 04_"
+        assert said in str(told.value)

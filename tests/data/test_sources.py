@@ -1,4 +1,4 @@
-"""The phantom collection is made once; the counts of EyePACS are those of its label tables."""
+"""Each source leaves a collection that `manifest.read_labels` reads; ILSVRC's boxes are read."""
 
 import csv
 import hashlib
@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 
 from lib import paths
-from lib.data import collection, fundus, sources
-from lib.data import manifest as labels
+from lib.data import fundus, kaggle, manifest, retina, sources
 
 
 @pytest.fixture
@@ -25,71 +24,61 @@ def photographs(raw):
     return {path.name: path.read_bytes() for path in (raw / "train").glob("*.jpeg")}
 
 
-def right_eyes(path):
-    with open(path) as file:
-        grades = Counter(
-            row["level"] for row in csv.DictReader(file) if row["image"].endswith("_right")
-        )
-    return tuple(grades[str(grade)] for grade in range(5))
-
-
-def test_the_phantom_collection_has_a_label_and_a_mask_for_every_photograph(raw):
-    assert sources.phantom(5, seed=3) == raw
-    with open(raw / "trainLabels.csv") as file:
-        rows = list(csv.DictReader(file))
-    assert len(rows) == 10 and {int(row["level"]) for row in rows} == {0, 1, 2, 3, 4}
-    names = sorted(row["image"] for row in rows)
-    assert names == sorted(path.stem for path in (raw / "train").glob("*.jpeg"))
-    assert names == sorted(path.stem for path in (raw / "masks").glob("*.png"))
-
-
-def test_equal_arguments_reuse_the_collection_and_others_remake_it(raw):
-    first = photographs(sources.phantom(4, seed=3))
+def test_equal_arguments_reuse_the_phantom_collection_and_others_remake_it(raw, monkeypatch):
+    first = photographs(sources.phantom(2, seed=3))
     touched = raw / "train" / "touched.jpeg"
     touched.write_bytes(b"")
-    sources.phantom(4, seed=3)
-    assert touched.exists()
-    for arguments in ((3, 3), (4, 4), (4, 3, (0.5, 0.5, 0, 0, 0)), (4, 3)):
+    assert sources.phantom(2, seed=3) == raw and touched.exists()
+    for arguments in ((1, 3), (2, 4), (2, 3, (0, 0, 0, 0, 1)), (2, 3)):
         sources.phantom(*arguments)
         assert not touched.exists() and len(photographs(raw)) == 2 * arguments[0]
-        assert (photographs(raw) == first) == (arguments == (4, 3))
+        assert (photographs(raw) == first) == (arguments == (2, 3))
         touched.write_bytes(b"")
+    monkeypatch.setattr(sources, "VERSION", sources.VERSION + 1)
+    assert photographs(sources.phantom(2, seed=3)) == first  # touched.jpeg is gone
 
 
-def test_a_collection_left_half_written_is_not_taken_for_whole(raw):
-    whole = photographs(sources.phantom(3, seed=0))
-    shutil.move(raw, raw.with_name("phantom.partial"))
-    next((raw.with_name("phantom.partial") / "train").iterdir()).unlink()
-    assert photographs(sources.phantom(3, seed=0)) == whole
-    assert not raw.with_name("phantom.partial").exists()
+def test_a_phantom_collection_left_half_written_is_not_taken_for_whole(raw):
+    whole = photographs(sources.phantom(1, seed=0))
+    half = raw.with_name("phantom.partial")
+    shutil.move(raw, half)
+    next((half / "train").iterdir()).unlink()
+    assert photographs(sources.phantom(1, seed=0)) == whole and not half.exists()
 
 
-def test_a_bad_number_of_patients_is_an_error_and_leaves_nothing(raw):
-    with pytest.raises(ValueError, match="n is 0"):
-        sources.phantom(0, seed=0)
-    assert not raw.exists()
+@pytest.mark.parametrize("table", ["", "testLabels.csv", "retinopathy_solution.csv"])
+def test_eyepacs_test_split_is_fetched_where_its_labels_lie(raw, monkeypatch, table):
+    asked = []
+    monkeypatch.setattr(kaggle, "fetch", lambda *arguments: asked.append(arguments))
+    eyepacs = paths.RAW / "eyepacs"
+    eyepacs.mkdir()
+    if table:
+        (eyepacs / table).touch()
+    sources.eyepacs()
+    assert asked == [("eyepacs", eyepacs, ("train", "test") if table else ("train",))]
 
 
 def test_the_counts_of_eyepacs_add_up():
-    assert {part: sum(counts) for part, counts in sources.EYEPACS_RIGHT_EYES.items()} == {
-        "train": 17563,
-        "test": 26788,
-    }
+    counts = {split: sum(grades) for split, grades in sources.EYEPACS_RIGHT_EYES.items()}
+    assert counts == {"train": 17563, "test": 26788}
 
 
-@pytest.mark.parametrize("part", ["train", "test"])
-def test_the_counts_of_eyepacs_are_those_of_its_label_tables(part):
-    path = paths.dataset(f"eyepacs/{part}Labels.csv")
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_the_counts_of_eyepacs_are_those_of_its_label_tables(split):
+    path = paths.dataset(f"eyepacs/{split}Labels.csv")
     if not path.exists():
-        pytest.skip(f"no eyepacs/{part}Labels.csv in COMPANION_DATASETS or data/raw")
-    assert right_eyes(path) == sources.EYEPACS_RIGHT_EYES[part]
+        pytest.skip(f"no eyepacs/{split}Labels.csv in COMPANION_DATASETS or data/raw")
+    with open(path) as file:
+        rows = list(csv.DictReader(file))
+    grades = Counter(row["level"] for row in rows if row["image"].endswith("_right"))
+    assert tuple(grades[level] for level in "01234") == sources.EYEPACS_RIGHT_EYES[split]
 
 
 def annotation(*things):
     """An ILSVRC annotation as its development kit lays it out."""
     boxes = "".join(
-        f"<object><name>{wnid}</name><bndbox><xmin>{x0}</xmin><ymin>{y0}</ymin><xmax>{x1}</xmax><ymax>{y1}</ymax>"
-        "</bndbox></object>"
+        f"<object><name>{wnid}</name><bndbox><xmin>{x0}</xmin><ymin>{y0}</ymin>"
+        f"<xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object>"
         for wnid, x0, y0, x1, y1 in things
     )
     return f"<annotation><size><width>500</width></size>{boxes}</annotation>"
@@ -97,16 +86,14 @@ def annotation(*things):
 
 @pytest.fixture
 def ilsvrc(tmp_path):
-    """The same three boxes of two photographs as CSV and as XML, with a numbering of five classes."""
-    (tmp_path / "LOC_synset_mapping.txt").write_text(
-        "n04 d\nn01 a fish, a big one\nn02 b\nn03 c\nn05 e\n"
-    )
+    """The same three boxes of two photographs as CSV and as XML; a numbering of five classes."""
+    mapping = "n04 d\nn01 a fish, a big one\nn02 b\nn03 c\nn05 e\n"
+    (tmp_path / "LOC_synset_mapping.txt").write_text(mapping)
     csv = "ImageId,PredictionString\nval_1,n03 10 20 109 219 n03 0 0 4 9 \nval_2,n01 1 2 3 4\n"
     (tmp_path / "solution.csv").write_text(csv)
     (tmp_path / "xml").mkdir()
-    (tmp_path / "xml/val_1.xml").write_text(
-        annotation(("n03", 10, 20, 109, 219), ("n03", 0, 0, 4, 9))
-    )
+    two = annotation(("n03", 10, 20, 109, 219), ("n03", 0, 0, 4, 9))
+    (tmp_path / "xml/val_1.xml").write_text(two)
     (tmp_path / "xml/val_2.xml").write_text(annotation(("n01", 1, 2, 3, 4)))
     return tmp_path
 
@@ -126,9 +113,8 @@ def test_boxes_that_cannot_be_read_or_numbered_are_refused(ilsvrc):
     (ilsvrc / "short.csv").write_text("ImageId,PredictionString\nval_1,n03 1 2 3\n")
     with pytest.raises(ValueError, match=r"val_1 .* is not `wnid x0 y0 x1 y1`"):
         sources.imagenet_boxes(ilsvrc / "short.csv")
-    (ilsvrc / "xml/val_3.xml").write_text(
-        "<annotation><object><name>n01</name></object></annotation>"
-    )
+    no_box = "<annotation><object><name>n01</name></object></annotation>"
+    (ilsvrc / "xml/val_3.xml").write_text(no_box)
     with pytest.raises(ValueError, match=r"val_3.xml is not an ILSVRC annotation"):
         sources.imagenet_boxes(ilsvrc / "xml")
     (ilsvrc / "LOC_synset_mapping.txt").unlink()
@@ -137,10 +123,8 @@ def test_boxes_that_cannot_be_read_or_numbered_are_refused(ilsvrc):
 
 
 def test_a_folder_of_your_own_needs_a_table_of_labels(tmp_path, monkeypatch):
-    with pytest.raises(
-        FileNotFoundError,
-        match=r"is no collection: .* labels.csv with the columns image .* and level",
-    ):
+    message = r"is no collection: .* labels.csv with the columns image .* and level"
+    with pytest.raises(FileNotFoundError, match=message):
         sources.folder(tmp_path)
     with pytest.raises(FileNotFoundError, match="nowhere is no collection"):
         sources.folder(tmp_path / "nowhere")
@@ -159,32 +143,30 @@ def medmnist(tmp_path, monkeypatch):
     """A shelf with a RetinaMNIST of 5, 2 and 3 photographs, and its arrays."""
     rng = np.random.default_rng(0)
     arrays = {}
-    for part, n in (("train", 5), ("val", 2), ("test", 3)):
-        arrays[f"{part}_images"] = rng.integers(0, 256, (n, 28, 28, 3), np.uint8)
-        arrays[f"{part}_labels"] = rng.integers(0, 5, (n, 1), np.uint8)
+    for split, n in (("train", 5), ("val", 2), ("test", 3)):
+        arrays[f"{split}_images"] = rng.integers(0, 256, (n, 28, 28, 3), np.uint8)
+        arrays[f"{split}_labels"] = rng.integers(0, 5, (n, 1), np.uint8)
     path = tmp_path / "shelf" / "medmnist" / "retinamnist.npz"
     path.parent.mkdir(parents=True)
     np.savez(path, **arrays)
-    name, _ = sources.RETINAMNIST[28]
-    monkeypatch.setitem(sources.RETINAMNIST, 28, (name, hashlib.md5(path.read_bytes()).hexdigest()))
+    md5 = hashlib.md5(path.read_bytes()).hexdigest()
+    monkeypatch.setitem(sources.RETINAMNIST, 28, ("retinamnist.npz", md5))
     monkeypatch.setenv("COMPANION_DATASETS", str(tmp_path / "shelf"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setattr(paths, "RAW", tmp_path / "raw")
     return path, arrays
 
 
-def test_retinamnist_is_a_collection_with_its_own_parts(medmnist):
+def test_retinamnist_is_a_collection_with_its_own_split(medmnist):
     raw = sources.retinamnist(28)
     assert raw == paths.RAW / "retinamnist-28"
-    table, rejects = labels.read_labels(raw, "both")
-    assert (
-        table["part"].value_counts().to_dict() == {"train": 5, "test": 3, "val": 2} and not rejects
-    )
-    for part in labels.PARTS:
-        rows = table[table["part"] == part]
-        assert rows["grade"].tolist() == medmnist[1][f"{part}_labels"][:, 0].tolist()
+    table, rejects = manifest.read_labels(raw, "both")
+    assert Counter(table["split"]) == {"train": 5, "test": 3, "val": 2} and not rejects
+    for split in manifest.SPLITS:
+        rows = table[table["split"] == split]
+        assert rows["grade"].tolist() == medmnist[1][f"{split}_labels"][:, 0].tolist()
         photographs = np.stack([np.asarray(Image.open(path)) for path in rows["path"]])
-        assert (photographs == medmnist[1][f"{part}_images"]).all()
+        assert (photographs == medmnist[1][f"{split}_images"]).all()
 
 
 def test_retinamnist_is_written_once_and_whole(medmnist):
@@ -205,9 +187,7 @@ def test_retinamnist_is_found_where_its_package_downloads_it(medmnist, tmp_path)
 
 
 def test_a_missing_or_damaged_retinamnist_is_answered_with_steps(medmnist):
-    with pytest.raises(
-        ValueError, match=r"size is 64; RetinaMNIST is here read in 28 and 224 pixels"
-    ):
+    with pytest.raises(ValueError, match="size is 64; RetinaMNIST is here read in 28 and 224"):
         sources.retinamnist(64)
     with pytest.raises(FileNotFoundError, match=r"retinamnist_224.npz is not on disk") as missing:
         sources.retinamnist(224)
@@ -217,9 +197,8 @@ def test_a_missing_or_damaged_retinamnist_is_answered_with_steps(medmnist):
     assert str(paths.RAW / "medmnist") in steps[3]
     whole = medmnist[0].read_bytes()
     medmnist[0].write_bytes(whole[:-1])
-    with pytest.raises(
-        ValueError, match=r"retinamnist.npz is not MedMNIST's file: its md5 is .*download it anew"
-    ):
+    message = r"retinamnist.npz is not MedMNIST's file: its md5 is .*download it anew"
+    with pytest.raises(ValueError, match=message):
         sources.retinamnist(28)
     assert not (paths.RAW / "retinamnist-28").exists()
 
@@ -230,11 +209,8 @@ def test_the_real_retinamnist_has_its_published_counts(tmp_path, monkeypatch):
     shelf = paths.dataset("medmnist").parent
     monkeypatch.setenv("COMPANION_DATASETS", str(shelf))
     monkeypatch.setattr(paths, "RAW", tmp_path)
-    table, rejects = labels.read_labels(sources.retinamnist(28), "both")
-    assert (
-        table["part"].value_counts().to_dict() == {"train": 1080, "val": 120, "test": 400}
-        and not rejects
-    )
+    table, rejects = manifest.read_labels(sources.retinamnist(28), "both")
+    assert Counter(table["split"]) == {"train": 1080, "val": 120, "test": 400} and not rejects
 
 
 def scene(seed, size):
@@ -247,26 +223,25 @@ def scene(seed, size):
 def published(tmp_path, monkeypatch):
     """IDRiD as published, `C. Localization` too: 6 and 3 graded photographs, 3 and 1 with masks.
 
-    IDRiD_01 is IDRiD_002 of training, IDRiD_02 is nowhere else, IDRiD_03 is twice in training with two grades
-    (IDRiD_004 and IDRiD_005), IDRiD_55 is IDRiD_003 of testing.
+    IDRiD_01 is IDRiD_002 of training, IDRiD_02 is nowhere else, IDRiD_03 is twice in training with
+    two grades (IDRiD_004 and IDRiD_005), IDRiD_55 is IDRiD_003 of testing.
     """
     home = tmp_path / "shelf" / "idrid"
     grading, masks = home / "B. Disease Grading", home / "A. Segmentation"
-    parts = {"a. Training Set": [1, 2, 3, 4, 4, 6], "b. Testing Set": [11, 12, 13]}
-    for part, seeds in parts.items():
-        for folder in (grading, home / "C. Localization"):
-            (folder / "1. Original Images" / part).mkdir(parents=True)
+    for split, seeds in (("a. Training Set", [1, 2, 3, 4, 4, 6]), ("b. Testing Set", [11, 12, 13])):
+        for copy in (grading, home / "C. Localization"):
+            photographs = copy / "1. Original Images" / split
+            photographs.mkdir(parents=True)
             for i, seed in enumerate(seeds, 1):
-                scene(seed, (120, 80)).save(
-                    folder / "1. Original Images" / part / f"IDRiD_{i:03d}.jpg", quality=95
-                )
-    (grading / "2. Groundtruths").mkdir()
+                scene(seed, (120, 80)).save(photographs / f"IDRiD_{i:03d}.jpg", quality=95)
+    tables = grading / "2. Groundtruths"
+    tables.mkdir()
     table = "Image name,Retinopathy grade,Risk of macular edema ,,\n" + "".join(
         f"IDRiD_{i:03d},{grade},{grade % 3},,\n" for i, grade in enumerate([0, 3, 1, 2, 4, 0], 1)
     )
-    (grading / "2. Groundtruths" / "a. IDRiD_Disease Grading_Training Labels.csv").write_text(table)
-    table = "Image name,Retinopathy grade,Risk of macular edema \nIDRiD_001,4,0\nIDRiD_002,0,0\nIDRiD_003,3,1\n"
-    (grading / "2. Groundtruths" / "b. IDRiD_Disease Grading_Testing Labels.csv").write_text(table)
+    (tables / "a. IDRiD_Disease Grading_Training Labels.csv").write_text(table)
+    table = "Image name,Retinopathy grade,Risk\nIDRiD_001,4,0\nIDRiD_002,0,0\nIDRiD_003,3,1\n"
+    (tables / "b. IDRiD_Disease Grading_Testing Labels.csv").write_text(table)
     lesions = {
         "1. Microaneurysms": "MA",
         "2. Haemorrhages": "HE",
@@ -274,42 +249,44 @@ def published(tmp_path, monkeypatch):
         "4. Soft Exudates": "SE",
         "5. Optic Disc": "OD",
     }
-    for name, seed, part in ((1, 2, 0), (2, 22, 0), (3, 4, 0), (55, 13, 1)):
-        part = [*parts][part]
-        photographs = masks / "1. Original Images" / part
+    sets = {1: "a. Training Set", 2: "a. Training Set", 3: "a. Training Set", 55: "b. Testing Set"}
+    for (number, split), seed in zip(sets.items(), (2, 22, 4, 13), strict=True):
+        photographs = masks / "1. Original Images" / split
         photographs.mkdir(parents=True, exist_ok=True)
-        scene(seed, (240, 160)).save(photographs / f"IDRiD_{name:02d}.jpg", quality=95)
+        scene(seed, (240, 160)).save(photographs / f"IDRiD_{number:02d}.jpg", quality=95)
         for i, (folder, end) in enumerate(lesions.items()):
-            if end == "SE" and name != 2:
+            if end == "SE" and number != 2:
                 continue  # not in every photograph
-            folder = masks / "2. All Segmentation Groundtruths" / part / folder
+            folder = masks / "2. All Segmentation Groundtruths" / split / folder
             folder.mkdir(parents=True, exist_ok=True)
             mask = Image.new("P", (240, 160))
             mask.putpalette([0, 0, 0, 255, 0, 0])
-            mask.paste(1, (10 + 30 * i, 20 + name, 25 + 30 * i, 40 + name))
-            mask.save(folder / f"IDRiD_{name:02d}_{end}.tif")
+            mask.paste(1, (10 + 30 * i, 20 + number, 25 + 30 * i, 40 + number))
+            mask.save(folder / f"IDRiD_{number:02d}_{end}.tif")
     monkeypatch.setenv("COMPANION_DATASETS", str(tmp_path / "shelf"))
     monkeypatch.setattr(paths, "RAW", tmp_path / "raw")
     return home
 
 
 def graded(raw):
-    """{image: (grade, part)} of a collection, and what is wrong with it."""
-    table, rejects = labels.read_labels(raw, "both")
-    return {row.image: (row.grade, row.part) for row in table.itertuples()}, rejects
+    """{image: (grade, split)} of a collection, of which nothing is rejected."""
+    table, rejects = manifest.read_labels(raw, "both")
+    assert not rejects
+    return {row.image: (row.grade, row.split) for row in table.itertuples()}
 
 
-TRAINING = {
-    f"train_IDRiD_{i:03d}": (grade, "train") for i, grade in enumerate([0, 3, 1, 2, 4, 0], 1)
-}
-TESTING = {f"test_IDRiD_{i:03d}": (grade, "test") for i, grade in enumerate([4, 0, 3], 1)}
+LEVELS = {"train": [0, 3, 1, 2, 4, 0], "test": [4, 0, 3]}
+TRAINING, TESTING = (
+    {f"{split}_IDRiD_{i:03d}": (grade, split) for i, grade in enumerate(grades, 1)}
+    for split, grades in LEVELS.items()
+)
 
 
 def test_idrid_is_read_where_it_lies_as_it_is_published(published):
     raw = sources.idrid()
-    assert raw == paths.RAW / "idrid" and graded(raw) == (TRAINING | TESTING, {})
+    assert raw == paths.RAW / "idrid" and graded(raw) == TRAINING | TESTING
     assert {path.name for path in raw.rglob("*")} == {"labels.csv"}
-    files = labels.read_labels(raw, "both")[0].set_index("image")["path"]
+    files = manifest.read_labels(raw, "both")[0].set_index("image")["path"]
     folder = published / "B. Disease Grading" / "1. Original Images"
     assert files["train_IDRiD_004"] == folder / "a. Training Set" / "IDRiD_004.jpg"
     assert files["test_IDRiD_001"] == folder / "b. Testing Set" / "IDRiD_001.jpg"
@@ -317,50 +294,40 @@ def test_idrid_is_read_where_it_lies_as_it_is_published(published):
 
 
 def test_idrids_photographs_with_masks_are_held_out_and_their_twins_not_learnt_from(published):
-    collection, rejects = graded(sources.idrid(lesions=True))
+    collection = graded(sources.idrid(lesions=True))
     held_out = {"lesions_IDRiD_01": (3, "lesions"), "lesions_IDRiD_02": (-1, "lesions")}
     held_out |= {"lesions_IDRiD_03": (-1, "lesions"), "lesions_IDRiD_55": (3, "lesions")}
-    learnt = {
-        name: TRAINING[name] for name in ("train_IDRiD_001", "train_IDRiD_003", "train_IDRiD_006")
-    }
-    assert collection == learnt | TESTING | held_out and not rejects
+    learnt = {f"train_IDRiD_{i}": TRAINING[f"train_IDRiD_{i}"] for i in ("001", "003", "006")}
+    assert collection == learnt | TESTING | held_out
 
 
 def test_idrids_masks_are_one_file_by_the_names_of_the_lesions(published):
     raw = sources.idrid(lesions=True)
-    assert {path.name for path in (raw / "masks").iterdir()} == {
-        f"lesions_IDRiD_{i}.png" for i in ("01 02 03 55".split())
-    }
+    written = {path.name: (path.stat().st_ino, path.read_bytes()) for path in raw.glob("masks/*")}
+    assert set(written) == {f"lesions_IDRiD_{number}.png" for number in ("01", "02", "03", "55")}
     names = "microaneurysm haemorrhage hard_exudate cotton_wool_spot optic_disc".split()
     for number in (1, 2, 3, 55):
-        masks = collection.read_masks(raw / "masks" / f"lesions_IDRiD_{number:02d}.png")
+        masks = retina.read_masks(raw / "masks" / f"lesions_IDRiD_{number:02d}.png")
         for i, name in enumerate(names):
             expected = np.zeros((160, 240), bool)
             if name != "cotton_wool_spot" or number == 2:
                 expected[20 + number : 40 + number, 10 + 30 * i : 25 + 30 * i] = True
             assert (masks.pop(name) == expected).all()
         assert not any(mask.any() for mask in masks.values())
-    before = {
-        path.name: (path.stat().st_ino, path.read_bytes()) for path in (raw / "masks").iterdir()
-    }
     assert sources.idrid(lesions=True) == raw  # the masks, which took long, are taken over
-    assert {
-        path.name: (path.stat().st_ino, path.read_bytes()) for path in (raw / "masks").iterdir()
-    } == before
+    again = {path.name: (path.stat().st_ino, path.read_bytes()) for path in raw.glob("masks/*")}
+    assert again == written
 
 
 def test_without_idrid_or_its_masks_it_is_said_what_to_get(published, tmp_path):
     shutil.rmtree(published / "A. Segmentation")
-    with pytest.raises(
-        FileNotFoundError, match=r"no lesion masks in .*idrid: put `A. Segmentation` of IDRiD there"
-    ):
+    message = r"no lesion masks in .*idrid: put `A. Segmentation` of IDRiD there"
+    with pytest.raises(FileNotFoundError, match=message):
         sources.idrid(lesions=True)
-    assert len(graded(sources.idrid())[0]) == 9
+    assert len(graded(sources.idrid())) == 9
     (tmp_path / "empty").mkdir()
-    with pytest.raises(
-        FileNotFoundError,
-        match=r"no IDRiD in .*empty: put `B. Disease Grading`.*https://ieee-dataport",
-    ):
+    message = r"no IDRiD in .*empty: put `B. Disease Grading`.*https://ieee-dataport"
+    with pytest.raises(FileNotFoundError, match=message):
         sources.idrid(path=str(tmp_path / "empty"))
 
 
@@ -377,44 +344,33 @@ def real_idrid(tmp_path, monkeypatch):
 def test_the_real_idrid_has_its_six_duplicates_reported_and_nothing_else_rejected(
     real_idrid, tmp_path
 ):
-    """Train 118 is test 064; 21 = 391 and 28 = 327 are graded differently, 45 = 333, 73 = 375 and 79 = 279 alike."""
+    """21 = 391 and 28 = 327 are graded differently, 45 = 333, 73 = 375 and 79 = 279 alike."""
     raw = sources.idrid(path=str(real_idrid))
-    collection, rejects = graded(raw)
-    assert (
-        Counter(part for _, part in collection.values()) == {"train": 413, "test": 103}
-        and not rejects
-    )
+    collection = graded(raw)
+    assert Counter(split for _, split in collection.values()) == {"train": 413, "test": 103}
     out = fundus.prepare(raw, tmp_path / "prepared", 16, eye="both")
     reasons = pd.read_csv(out / "rejects.csv").set_index("image")["reason"].to_dict()
-    twins = {
-        "train_IDRiD_118": "test_IDRiD_064",
-        "train_IDRiD_021": "train_IDRiD_391",
-        "train_IDRiD_391": "train_IDRiD_021",
-        "train_IDRiD_028": "train_IDRiD_327",
-        "train_IDRiD_327": "train_IDRiD_028",
-        "train_IDRiD_333": "train_IDRiD_045",
-        "train_IDRiD_375": "train_IDRiD_073",
-        "train_IDRiD_279": "train_IDRiD_079",
-    }
+    pairs = "021 391, 391 021, 028 327, 327 028, 333 045, 375 073, 279 079".split(", ")
+    twins = {f"train_IDRiD_{pair[:3]}": f"train_IDRiD_{pair[4:]}" for pair in pairs}
+    twins["train_IDRiD_118"] = "test_IDRiD_064"
     grade = {name: grade for name, (grade, _) in collection.items()}
     assert reasons == {
         name: f"duplicate of {twin} of grade {grade[twin]}; its own grade is {grade[name]}"
         for name, twin in twins.items()
     }
-    manifest = pd.read_csv(out / "manifest.csv")
-    assert len(manifest) == 516 - 8 and (manifest["part"] == "test").sum() == 103
+    splits = pd.read_csv(out / "manifest.csv")["split"]
+    assert len(splits) == 516 - 8 and (splits == "test").sum() == 103
 
 
 @pytest.mark.slow
 def test_the_real_idrids_twins_of_photographs_with_masks_have_left_training(
     real_idrid, monkeypatch
 ):
-    """By another measure than the one that found them: the correlation of the photographs, reduced to 48 x 32."""
-    monkeypatch.setattr(
-        sources, "IDRID_MASKS", {"SE": "cotton_wool_spot"}
-    )  # the others take a minute to read
-    collection = labels.read_labels(sources.idrid(lesions=True, path=str(real_idrid)), "both")[0]
-    complete = labels.read_labels(sources.idrid(path=str(real_idrid)), "both")[0]
+    """By another measure than the one that found them: correlation of photographs at 48 x 32."""
+    few = {"SE": "cotton_wool_spot"}  # the others take a minute to read
+    monkeypatch.setattr(sources, "IDRID_MASKS", few)
+    collection = manifest.read_labels(sources.idrid(lesions=True, path=str(real_idrid)), "both")[0]
+    complete = manifest.read_labels(sources.idrid(path=str(real_idrid)), "both")[0]
 
     def reduced(table):
         rows = []
@@ -424,22 +380,17 @@ def test_the_real_idrids_twins_of_photographs_with_masks_have_left_training(
                 file.draft("RGB", (192, 128))
                 by = round(sides[0] / file.width)
                 box = 0, 0, sides[0] / by, sides[1] / by
-                rows.append(
-                    np.asarray(file.resize((48, 32), Image.Resampling.BOX, box), float).ravel()
-                )
+                small = file.resize((48, 32), Image.Resampling.BOX, box)
+                rows.append(np.asarray(small, float).ravel())
         rows = np.array(rows) - np.mean(rows, axis=1, keepdims=True)
         return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
-    held_out = collection[collection["part"] == "lesions"]
+    held_out = collection[collection["split"] == "lesions"]
     alike = reduced(complete) @ reduced(held_out).T > 0.999
     assert len(held_out) == 54 and alike.sum() == 45 and alike.sum(axis=0).max() == 1
     gone = set(complete["image"]) - set(collection["image"])
     twins = {name for name in complete["image"][alike.any(axis=1)] if name.startswith("train")}
-    assert gone == twins | {
-        f"train_IDRiD_{number}" for number in ("017", "083", "271", "299", "347")
-    }
-    grades = dict(zip(complete["image"], complete["grade"], strict=True))
-    expected = [
-        max([grades[name] for name in complete["image"][column]], default=-1) for column in alike.T
-    ]
+    same_eye = {f"train_IDRiD_{number}" for number in ("017", "083", "271", "299", "347")}
+    assert gone == twins | same_eye
+    expected = [complete["grade"][column].max() if column.any() else -1 for column in alike.T]
     assert held_out["grade"].tolist() == expected
