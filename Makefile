@@ -7,7 +7,7 @@ FRESH := build/test
 .PHONY: run test lab lint clean
 
 run: .venv/.ready
-	.venv/bin/python -m lib.notebook run $(ARGS)
+	.venv/bin/python -m lib run $(ARGS)
 
 # Both halves at once, one thread each: on two cores that takes little more than the longer one.
 test: lint
@@ -26,6 +26,7 @@ lint: .venv/.ready
 	@echo "== Lint"
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
+	.venv/bin/lint-imports --no-cache
 
 lab: .venv/.ready
 	.venv/bin/python -m jupyterlab notebooks

@@ -1,13 +1,13 @@
-"""Class activation maps of the five likeliest classes of each image: `lib.methods.cam` against TorchCAM and pytorch-grad-cam.
+"""Class activation maps of the five likeliest classes of each image: `lib.methods.cam` against
+TorchCAM and pytorch-grad-cam.
 
-    pip install grad-cam                                         # pytorch-grad-cam is no dependency of the project
+    pip install grad-cam    # pytorch-grad-cam is no dependency of the project
     python -m benchmarks.cam [--rounds 15] [--out FILE.json]
 
-ResNet-18 with random weights, batch 8, 224x224. A plain forward pass, `lib.methods.cam` (maps of all 1,000 classes, of which
-five are taken), TorchCAM's CAM (one class at a time from one forward pass) and pytorch-grad-cam's GradCAM (a forward
-and a backward pass for each class) take turns in one process; medians are compared. Up-sampling is left out where it
-can be: GradCAM includes it.
-"""
+ResNet-18 with random weights, batch 8, 224x224. A plain forward pass, `lib.methods.cam` (maps of
+all 1,000 classes, of which five are taken), TorchCAM's CAM (one class at a time from one forward
+pass) and pytorch-grad-cam's GradCAM (a forward and a backward pass for each class) take turns in
+one process; medians are compared. Up-sampling is left out where it can be: GradCAM includes it."""
 
 import argparse
 import json
@@ -21,13 +21,13 @@ from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torchvision import models
 
-from lib import notebook as companion
-from lib import paths
+from lib import notebook, paths
 from lib.methods import cam
 
 
 def methods(network, images):
-    """Functions without arguments that make (8, 5, h, w) maps, by name; the plain forward pass first."""
+    """Functions without arguments that make (8, 5, h, w) maps, by name; the plain forward pass
+    first."""
     extractor = torchcam.methods.CAM(network, "layer4", "fc", enable_hooks=False)
     gradients = GradCAM(network, [network.layer4])
 
@@ -87,13 +87,14 @@ def main():
     medians = {name: statistics.median(turn[name] for turn in turns) for name in runs}
     for name, median in medians.items():
         print(
-            f"{name:14} {1e3 * median:8.1f} ms  {median / medians['forward pass']:6.2f} forward passes"
+            f"{name:14} {1e3 * median:8.1f} ms  "
+            f"{median / medians['forward pass']:6.2f} forward passes"
         )
     options.out.parent.mkdir(parents=True, exist_ok=True)
     record = {
         "rounds": options.rounds,
         "threads": torch.get_num_threads(),
-        "versions": companion.versions(),
+        "versions": notebook.versions(),
     }
     paths.write(
         options.out,

@@ -1,13 +1,14 @@
-"""Attentive responses of all N classes: `lib.methods.clear` against Captum class by class and against plain forward passes.
+"""Attentive responses of all N classes: `lib.methods.clear` against Captum class by class and
+against plain forward passes.
 
-    make run                                                     # once: the trained networks and photographs
+    make run    # once: the trained networks and photographs
     python -m benchmarks.clear [--rounds 9] [--out FILE.json]
 
-The rivals are Captum's Deconvolution and GuidedBackprop, called once for each class, and 1 + N plain forward passes.
-All take turns in one process, so that a busy machine is busy for all; medians of the rounds are compared. Memory is
-what a single call adds to the largest resident size of a fresh process. Trained weights and images are those of
-notebooks 02 and 04, photographs enlarged; random weights are PyTorch's, with a normal last layer.
-"""
+The rivals are Captum's Deconvolution and GuidedBackprop, called once for each class, and 1 + N
+plain forward passes. All take turns in one process, so that a busy machine is busy for all; medians
+of the rounds are compared. Memory is what a single call adds to the largest resident size of a
+fresh process. Trained weights and images are those of notebooks 02 and 04, photographs enlarged;
+random weights are PyTorch's, with a normal last layer."""
 
 import argparse
 import json
@@ -24,10 +25,9 @@ import captum.attr
 import torch
 from torch.nn import functional
 
-from lib import notebook as companion
-from lib import paths
+from lib import notebook, paths
 from lib.data import digits, fundus
-from lib.learning import networks, training
+from lib.learning import checkpoint, networks
 from lib.methods import clear
 
 CASES = {
@@ -36,27 +36,30 @@ CASES = {
     "512x512, N=5, batch 1": (512, 1),
 }
 METHODS = (
-    "clear guided", "clear deconvnet", "clear gated", "clear linear", "GuidedBackprop", "Deconvolution", "1+N forward",
-)  # fmt: skip
+    "clear guided",
+    "clear deconvnet",
+    "clear gated",
+    "clear linear",
+    "GuidedBackprop",
+    "Deconvolution",
+    "1+N forward",
+)
 
 
 def network_and_images(case, weights):
-    """What notebook 02 or 04 trained, or the same with random weights, and `case`'s images, normalised."""
+    """What notebook 02 or 04 trained, or the same with random weights, and `case`'s images,
+    normalised."""
     size, batch = CASES[case]
     if size == 28:
-        network, run, notebook = (
-            networks.AllConvNet(channels=(32, 64, 128)),
-            "clear-digits-bundled",
-            "02",
-        )
-        images = digits.load("digits", "test")[0][:batch]
+        network = networks.AllConvNet(channels=(32, 64, 128))
+        checkpoint.load_network(network, paths.SEQUENCERS / "clear-digits-bundled", "02")
+        images = digits.load_digits_split("digits", "test")[0][:batch]
     else:
-        network, run, notebook = networks.RadiomicSequencer(), "phantom", "04"
-        test = fundus.Prepared(paths.PREPARED / "phantom-128", "test")
-        images = functional.interpolate(
-            test.normalise(test.images[:batch]), size=(size, size), mode="bilinear"
-        )
-    training.load(network, paths.SEQUENCERS / run, notebook)
+        network = networks.RadiomicSequencer()
+        checkpoint.load_network(network, paths.SEQUENCERS / "phantom", "04")
+        test = fundus.FundusDataset(paths.PREPARED / "phantom-128", "test")
+        images = torch.stack([test[i][0] for i in range(batch)])
+        images = functional.interpolate(images, size=(size, size), mode="bilinear")
     if weights == "random":
         torch.manual_seed(0)
         network = type(network)(**network.config).eval()
@@ -65,7 +68,8 @@ def network_and_images(case, weights):
 
 
 def method(name, network, images):
-    """A function without arguments that makes all classes' responses, or 1 + N forward passes, by method `name`."""
+    """A function without arguments that makes all classes' responses, or 1 + N forward passes, by
+    method `name`."""
     classes = range(network.config["classes"])
     if name.startswith("clear"):
         return lambda: clear.attentive_responses(network, images, name.split()[1])[1]
@@ -82,7 +86,8 @@ def seconds(run):
 
 
 def timed(case, weights, rounds):
-    """Median seconds of each method over `rounds` in which all take turns, after one that does not count."""
+    """Median seconds of each method over `rounds` in which all take turns, after one that does not
+    count."""
     network, images = network_and_images(case, weights)
     runs = {name: method(name, network, images) for name in METHODS}
     taken = [{name: seconds(run) for name, run in runs.items()} for _ in range(rounds + 1)][1:]
@@ -121,10 +126,12 @@ def main():
         return print_memory(*options.memory_of)
     rows = []
     print(
-        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}"
     )
     print(
-        f"{'case':22} {'weights':8} {'method':16} {'ms':>8} {'MB':>6}  times clear's rate, same reading"
+        f"{'case':22} {'weights':8} {'method':16} {'ms':>8} {'MB':>6}  "
+        "times clear's rate, same reading"
     )
     for case in CASES:
         added = {name: memory(case, name) for name in METHODS}
@@ -142,14 +149,15 @@ def main():
                 rows.append(row | {"ratio_to_clear": median / ours})
                 ratio = "" if name.startswith("clear") else f"{median / ours:6.2f}"
                 print(
-                    f"{case:22} {weights:8} {name:16} {1e3 * median:8.1f} {added[name]:6.0f}  {ratio}",
+                    f"{case:22} {weights:8} {name:16} {1e3 * median:8.1f} "
+                    f"{added[name]:6.0f}  {ratio}",
                     flush=True,
                 )
     options.out.parent.mkdir(parents=True, exist_ok=True)
     record = {
         "rounds": options.rounds,
         "threads": torch.get_num_threads(),
-        "versions": companion.versions(),
+        "versions": notebook.versions(),
     }
     paths.write(
         options.out,

@@ -1,17 +1,19 @@
-"""A photograph of full size brought to 512 pixels: `lib.data.retina` against a full decode and against the way of 2015.
+"""A photograph of full size brought to 512 pixels: `lib.data.retina` against a full decode and
+against the way of 2015.
 
     python -m benchmarks.prepare [--rounds 7] [--out FILE.json]
 
-The rivals: a full decode, the same detector on as small a copy, one LANCZOS resize of the box; and what entrants of
-Kaggle's competition did in 2015, a 5x5 blur, a threshold against the sides of the frame and a crop, all at full size,
-then Pillow's default resize. They turn the file's bytes into an array, as `lib.data.retina.extract` does; "file to file"
-adds to all three what `lib.data.retina.prepare_photograph` does besides (reading, SHA-256, sums, lossless WebP).
+The rivals: a full decode, the same detector on as small a copy, one LANCZOS resize of the box; and
+what entrants of Kaggle's competition did in 2015, a 5x5 blur, a threshold against the sides of the
+frame and a crop, all at full size, then Pillow's default resize. They turn the file's bytes into an
+array, as `lib.data.retina.extract` does; "file to file" adds to all three what
+`lib.data.retina.prepare_photograph` does besides (reading, SHA-256, sums, lossless WebP).
 
-Photographs are phantoms enlarged to what cameras give, with a sensor's noise that makes their JPEGs (quality 90) weigh
-about 1 MB as EyePACS's do (88.3 GB, 88,702 photographs); retinas are smaller than the frame, as high, and cut by it.
-All take turns on one core; CPU time, the median of the rounds, the mean of a row's photographs. PSNR: the worst
-photograph against its full decode cut at the same box. Memory: the largest resident size of a fresh worker process.
-"""
+Photographs are phantoms enlarged to what cameras give, with a sensor's noise that makes their JPEGs
+(quality 90) weigh about 1 MB as EyePACS's do (88.3 GB, 88,702 photographs); retinas are smaller
+than the frame, as high, and cut by it. All take turns on one core; CPU time, the median of the
+rounds, the mean of a row's photographs. PSNR: the worst photograph against its full decode cut at
+the same box. Memory: the largest resident size of a fresh worker process."""
 
 import argparse
 import json
@@ -31,8 +33,7 @@ import PIL
 from PIL import Image, ImageFilter, features
 
 from lib import paths
-from lib.data import phantom
-from lib.data import retina as cropping
+from lib.data import phantom, retina
 
 SIZE = 512
 NOISE = 2  # the sensor's, in levels of 255
@@ -42,20 +43,21 @@ CASES = {  # what: (width, height), the retinas' diameters in heights of the fra
     "4752 x 3168": ((4752, 3168), (0.92, 1, 1.1)),
     "4752 x 3168, small": ((4752, 3168), (0.8,)),  # too small for what was decoded at first
 }
-PARTS = {"decode": "_decoded", "detect": "crop_box"}
-OUTPUTS = {**cropping.FORMATS, "png": {}}
-# In a process of its own, which is small: what is counted of a process begins with the size of the one that starts it.
+PARTS = {"decode": "_decode", "detect": "crop_box"}
+OUTPUTS = {**retina.IMAGE_FORMATS, "png": {}}
+# In a process of its own, which is small: what is counted of a process begins with the size of the
+# one that starts it.
 WORKER = """
 import resource, sys
 from pathlib import Path
-from lib.data import retina as cropping
+from lib.data import retina
 usage, folder = (resource.getrusage, resource.RUSAGE_SELF), Path(sys.argv[1])
-with cropping.pool_of(1) as pool:
-    pool.submit(cropping.placement, (0, 0, 1, 1), 1).result()
+with retina.worker_pool(1) as pool:
+    pool.submit(retina.placement, (0, 0, 1, 1), 1).result()
     print(pool.submit(*usage).result().ru_maxrss)
     for path in sorted(folder.glob("*.jpeg")):
         arguments = path.stem, path, None, folder, int(sys.argv[2]), True, "none", "webp"
-        assert "box" in pool.submit(cropping.prepare_photograph, *arguments).result()
+        assert "box" in pool.submit(retina.prepare_photograph, *arguments).result()
     print(pool.submit(*usage).result().ru_maxrss)
 """
 
@@ -64,9 +66,9 @@ def write_photograph(path, camera, diameter, seed):
     """A phantom as a camera of `camera`, width and height, stores it."""
     width, height = camera
     side = round(diameter * height / 0.98)  # a phantom's retina has 0.98 of its side
-    retina = Image.fromarray(phantom.photograph(seed % 5, seed, 1024)[0]).resize((side, side))
+    disc = Image.fromarray(phantom.draw_photograph(seed % 5, seed, 1024)[0]).resize((side, side))
     frame = Image.new("RGB", camera)
-    frame.paste(retina, ((width - side) // 2, (height - side) // 2))
+    frame.paste(disc, ((width - side) // 2, (height - side) // 2))
     noise = np.random.default_rng(seed).normal(0.5, NOISE, (height, width, 1)).astype(np.float32)
     Image.fromarray((np.asarray(frame) + noise).clip(0, 255).astype(np.uint8)).save(
         path, quality=90
@@ -76,17 +78,18 @@ def write_photograph(path, camera, diameter, seed):
 def full_decode(data):
     """Decode all, find the retina in a copy as small as `lib.data.retina`'s, resize its box."""
     photograph = Image.open(BytesIO(data))
-    factor = min(photograph.size) // cropping.DETECTION
-    found = cropping.crop_box(np.asarray(photograph.reduce(factor)))
+    factor = min(photograph.size) // retina.DETECTION
+    found = retina.crop_box(np.asarray(photograph.reduce(factor)))
     box = [min(factor * end, full) for end, full in zip(found, 2 * photograph.size, strict=True)]
-    x, y, width, height = cropping.placement(box, SIZE)
+    x, y, width, height = retina.placement(box, SIZE)
     canvas = Image.new("RGB", (SIZE, SIZE))
     canvas.paste(photograph.resize((width, height), Image.Resampling.LANCZOS, box=box), (x, y))
     return np.asarray(canvas)
 
 
 def blur_and_threshold(data):
-    """The way of 2015: what is still brighter than the frame's left and right sides after a blur is the retina."""
+    """The way of 2015: what is still brighter than the frame's left and right sides after a blur is
+    the retina."""
     photograph = Image.open(BytesIO(data))
     blurred = np.array(photograph.filter(ImageFilter.BLUR))
     margin = blurred.shape[1] // 32
@@ -123,16 +126,17 @@ def clocked(function, times):
 
 
 def measured(path, rounds):
-    """What there is to know of one photograph: {name: CPU seconds, median}, megabytes, dB; and of each output."""
+    """What there is to know of one photograph: {name: CPU seconds, median}, megabytes, dB; and of
+    each output."""
     data = path.read_bytes()
-    image, box, _ = cropping.extract(data, path.name, SIZE)
+    image, box, _ = retina.extract(data, path.name, SIZE)
     prepared = Image.fromarray(image)
     arguments = path.stem, path, None, path.parent, SIZE, True, "none", "webp"
     runs = {
-        "extract": partial(cropping.extract, data, path.name, SIZE),
+        "extract": partial(retina.extract, data, path.name, SIZE),
         "full decode": partial(full_decode, data),
         "blur and threshold": partial(blur_and_threshold, data),
-        "prepare": partial(cropping.prepare_photograph, *arguments),
+        "prepare": partial(retina.prepare_photograph, *arguments),
         **{name: partial(encoded, prepared, name) for name in OUTPUTS},
     }
     taken = {name: [] for name in (*runs, *PARTS)}
@@ -140,9 +144,9 @@ def measured(path, rounds):
         for name, run in runs.items():
             parts = {part: [] for part in PARTS}
             clocks = {
-                name: clocked(getattr(cropping, name), parts[part]) for part, name in PARTS.items()
+                name: clocked(getattr(retina, name), parts[part]) for part, name in PARTS.items()
             }
-            with mock.patch.multiple(cropping, **clocks):
+            with mock.patch.multiple(retina, **clocks):
                 clocked(run, taken[name])()
             if name == "extract":
                 for part, times in parts.items():
@@ -151,7 +155,7 @@ def measured(path, rounds):
     files = {name: encoded(prepared, name) for name in OUTPUTS}
     return {
         "megabytes": len(data) / 1e6,
-        "psnr": psnr(image, cropping.cut(cropping.read_photograph(path), box, SIZE)),
+        "psnr": psnr(image, retina.cut(retina.read_photograph(path), box, SIZE)),
         "seconds": seconds,
         "output_kilobytes": {name: len(file) / 1e3 for name, file in files.items()},
         "output_psnr": {
@@ -161,7 +165,8 @@ def measured(path, rounds):
 
 
 def worker_megabytes(folder):
-    """The largest resident size of a worker with its imports alone, and after it prepared all of the folder."""
+    """The largest resident size of a worker with its imports alone, and after it prepared all of
+    the folder."""
     command = [sys.executable, "-c", WORKER, str(folder), str(SIZE)]
     sizes = subprocess.run(
         command, cwd=paths.ROOT, capture_output=True, text=True, check=True
@@ -179,9 +184,12 @@ def print_row(what, rows):
     rest = ours - sum(mean[part] for part in PARTS)
     rivals = mean["full decode"], mean["blur and threshold"]
     print(
-        f"{what:18} {statistics.mean(row['megabytes'] for row in rows):5.2f} | {ours:7.1f} {mean['decode']:6.1f} "
-        f"{mean['detect']:6.1f} {rest:6.1f} | {rivals[0]:6.1f} {rivals[0] / ours:5.2f} | {rivals[1]:6.0f} "
-        f"{rivals[1] / ours:5.1f} | {mean['prepare']:7.1f} {(rivals[0] + besides) / mean['prepare']:5.2f} "
+        f"{what:18} {statistics.mean(row['megabytes'] for row in rows):5.2f} | "
+        f"{ours:7.1f} {mean['decode']:6.1f} "
+        f"{mean['detect']:6.1f} {rest:6.1f} | {rivals[0]:6.1f} {rivals[0] / ours:5.2f} | "
+        f"{rivals[1]:6.0f} "
+        f"{rivals[1] / ours:5.1f} | {mean['prepare']:7.1f} "
+        f"{(rivals[0] + besides) / mean['prepare']:5.2f} "
         f"{(rivals[1] + besides) / mean['prepare']:5.1f} | {min(row['psnr'] for row in rows):5.1f}",
         flush=True,
     )
@@ -204,7 +212,8 @@ def main():
     )
     print(f"{'':24} | {'extract':28} | {'full decode':12} | {'2015':12} | {'file to file':19} |")
     print(
-        f"{'photograph':18} {'MB':>5} | {'CPU ms':>7} decode detect   rest | CPU ms times | CPU ms times | "
+        f"{'photograph':18} {'MB':>5} | {'CPU ms':>7} decode detect   rest | CPU ms times | "
+        "CPU ms times | "
         f"prepare  full  2015 |  PSNR"
     )
     cases = {}

@@ -1,13 +1,16 @@
-"""Training the radiomic sequencer: photographs a second by phase, and how near `training.fit` comes to computing alone.
+"""Training the radiomic sequencer: how near `training.fit` comes to computing alone.
 
-    python -m benchmarks.train [--prepared FOLDER] [--workers 4] [--paper-epochs 60] [--price 2.5] [--out FILE.json]
+    python -m benchmarks.train [--prepared FOLDER] [--workers 4] [--paper-epochs 60] [--price 2.5]
+                               [--out FILE.json]
 
-On a GPU where there is one (512 px, bf16-mixed), else on the CPU (128 px, float32). The pure-compute rate is that of
-steps on one batch that lies ready on the device; it and `fit` take turns, and medians of the rounds are compared.
-Phases are timed in steps of their own, the device waited for after each; "data" is what `fit` waits for photographs.
-Photographs are random bytes in memory, flipped and normalised as `fundus.Prepared` does, or the training part of the
-prepared data set FOLDER, read as `fit` reads it. Memory is what a fresh process adds to its largest resident size in
-two steps, on a GPU the most that PyTorch held. The paper's run is 44,351 right eyes times the epochs (it names none).
+On a GPU where there is one (512 px, bf16-mixed), else on the CPU (128 px, float32). The rate of
+pure compute is that of steps on one batch that lies ready on the device. It and `fit` take turns,
+and medians of the rounds are compared. `fit` is measured as it is: the data set reads, normalises
+and flips each photograph by itself. Phases are timed in steps of their own, the device waited for
+after each; "data" is what `fit` waits for photographs. They are random bytes in memory, or the
+train split of the prepared data set FOLDER. Memory is what a fresh process adds to its largest
+resident size in two steps, on a GPU the most that PyTorch held. The paper's run is 44,351 right
+eyes times the epochs (it names none).
 """
 
 import argparse
@@ -30,32 +33,37 @@ from lightning_fabric import Fabric
 from torch.nn import functional
 from torch.utils.data import Dataset, Subset
 
-from lib import notebook as companion
-from lib import paths
+from lib import notebook, paths
 from lib.data import fundus
 from lib.learning import networks, training
 
 RIGHT_EYES = 44_351
 GPU = torch.cuda.is_available()
 PRECISION = "bf16-mixed" if GPU else "32-true"
-BASE = (512, 1, 64) if GPU else (128, 1, 16)  # size, width, batch
-SIZES = (
-    [(128, 1, 64), (256, 1, 64), (1024, 1, 64)] if GPU else [(64, 1, 16), (256, 1, 16), (512, 1, 4)]
-)
-WIDTHS = [(BASE[0], width, BASE[2]) for width in (0.5, 2)]
-BATCHES = [(*BASE[:2], batch) for batch in ((16, 256) if GPU else (4, 64))]
-PAPER = next(case for case in (BASE, *SIZES) if case[0] == 512)
-
-
+# A case is a photograph's size, the network's width and the batch: first the base, then others.
+if GPU:
+    BASE = (512, 1, 64)
+    OTHERS = [(128, 1, 64), (256, 1, 64), (1024, 1, 64), (512, 1, 16), (512, 1, 256)]
+    PAPER = BASE
+else:
+    BASE = (128, 1, 16)
+    OTHERS = [(64, 1, 16), (256, 1, 16), (512, 1, 4), (128, 1, 4), (128, 1, 64)]
+    PAPER = (512, 1, 4)
+CASES = [BASE, *OTHERS, (BASE[0], 0.5, BASE[2]), (BASE[0], 2, BASE[2])]
 PHASES = ("data", "forward", "backward", "optimiser")
+HEAD = (
+    "  px  width  batch |  photographs/s   alone  share"
+    " | ms: data  forward  backward  optimiser |    MB"
+)
 LINE = (
-    "{size:4d} {width:6g} {batch:6d} | {photographs_per_second:14.1f} {pure_compute:7.1f} {share_of_pure_compute:6.2f}"
+    "{size:4d} {width:6g} {batch:6d}"
+    " | {photographs_per_second:14.1f} {pure_compute:7.1f} {share_of_pure_compute:6.2f}"
     " | {data_ms:8.2f} {forward_ms:8.2f} {backward_ms:9.2f} {optimiser_ms:10.2f} | {megabytes:5.0f}"
 )
 
 
 class Photographs(Dataset):
-    """`count` random photographs uint8 (3, size, size) of 5 grades, mirrored at random."""
+    """`count` random photographs (3, size, size) of 5 grades, normalised, mirrored at random."""
 
     def __init__(self, count, size):
         self.images = torch.randint(256, (min(count, 256), 3, size, size), dtype=torch.uint8)
@@ -65,11 +73,8 @@ class Photographs(Dataset):
         return len(self.grades)
 
     def __getitem__(self, i):
-        image = self.images[i % len(self.images)]
+        image = (self.images[i % len(self.images)].float() / 255 - 0.5) / 0.25
         return image.flip([axis for axis in (1, 2) if torch.rand(()) < 0.5]), int(self.grades[i])
-
-    def normalise(self, images):
-        return (images.float() / 255 - 0.5) / 0.25
 
 
 def sequencer(width):
@@ -80,7 +85,7 @@ def sequencer(width):
 
 
 def stepper(case):
-    """A function that makes one step on a batch that lies ready, and returns the seconds of its phases if `timed`."""
+    """A function that makes one step on a batch that lies ready; `timed`, the seconds of phases."""
     size, width, batch = case
     fabric = Fabric(accelerator="cuda" if GPU else "cpu", devices=1, precision=PRECISION)
     network = sequencer(width).to(memory_format=torch.channels_last)
@@ -126,7 +131,7 @@ def steps_a_second(step, count):
 
 
 def fitted(case, data, workers):
-    """Photographs a second in the second epoch of `training.fit`, and the seconds it waited for each."""
+    """Photographs a second in the second epoch of `fit`, and the seconds it waited for each."""
     size, width, batch = case
     fabric = Fabric(accelerator="cuda" if GPU else "cpu", devices=1, precision=PRECISION)
     with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
@@ -144,12 +149,8 @@ def measured(case, options):
     step()
     count = max(2, round(options.seconds * steps_a_second(step, 2)))
     if options.prepared and size == BASE[0]:
-        data = fundus.Prepared(options.prepared, "train", flips=True)
-        normalise, data = (
-            data.normalise,
-            Subset(data, [i % len(data) for i in range(count * batch)]),
-        )
-        data.normalise = normalise
+        data = fundus.FundusDataset(options.prepared, "train", flips=True)
+        data = Subset(data, [i % len(data) for i in range(count * batch)])
     else:
         data = Photographs(count * batch, size)
     turns = [
@@ -162,20 +163,19 @@ def measured(case, options):
         statistics.median(times) / batch
         for times in zip(*(step(timed=True) for _ in range(count)), strict=True)
     ]
-    row = {
+    return {
         "size": size,
         "width": width,
         "batch": batch,
         "photographs_per_second": rate,
         "pure_compute": pure,
+        "share_of_pure_compute": share,
+        **dict(zip(PHASES, (waiting, *phases), strict=True)),
     }
-    return (
-        row | {"share_of_pure_compute": share} | dict(zip(PHASES, (waiting, *phases), strict=True))
-    )
 
 
 def megabytes(case):
-    """What two steps need at most, on a GPU in all, else beyond what a fresh process already has; inf for too much."""
+    """What two steps need at most: on a GPU in all, inf for too much; else what they add."""
     if GPU:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -224,11 +224,8 @@ def main():
     print(
         f"{device}, {torch.get_num_threads()} CPU threads, {PRECISION}, torch {torch.__version__}"
     )
-    print(
-        "  px  width  batch |  photographs/s   alone  share | ms: data  forward  backward  optimiser |    MB"
-    )
-    cases = [BASE, *SIZES, *WIDTHS, *BATCHES]
-    memory, rows = {case: megabytes(case) for case in cases}, {}
+    print(HEAD)
+    memory, rows = {case: megabytes(case) for case in CASES}, {}
     for case, added in memory.items():
         if added == math.inf:
             print(f"{case[0]:4d} {case[1]:6g} {case[2]:6d} | does not fit this GPU")
@@ -240,21 +237,18 @@ def main():
     rate = rows[PAPER]["photographs_per_second"]
     hours = RIGHT_EYES * options.paper_epochs / rate / 3600
     cost = f", {hours * options.price:.2f} at {options.price:g} an hour" if options.price else ""
-    print(
-        f"the paper's {RIGHT_EYES:,} right eyes at 512 px, {options.paper_epochs} epochs: {hours:.1f} hours{cost}"
-    )
+    run = f"{RIGHT_EYES:,} right eyes at 512 px, {options.paper_epochs} epochs"
+    print(f"the paper's {run}: {hours:.1f} hours{cost}")
     record = {
         "device": device,
         "precision": PRECISION,
         "threads": torch.get_num_threads(),
         "workers": options.workers,
-    }
-    record |= {
         "rounds": options.rounds,
-        "versions": companion.versions(),
+        "versions": notebook.versions(),
         "rows": list(rows.values()),
+        "paper": {"epochs": options.paper_epochs, "hours": hours},
     }
-    record |= {"paper": {"epochs": options.paper_epochs, "hours": hours}}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     paths.write(options.out, lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
     print(f"written to {options.out}")

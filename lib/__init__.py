@@ -1,1 +1,1 @@
-"""What two notebooks share: CAM, CLEAR and CLEAR-DR in functions that read like the papers' sections."""
+"""CAM, CLEAR and CLEAR-DR in functions that read like the papers' sections."""

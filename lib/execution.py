@@ -1,156 +1,182 @@
-"""What is run and with which parameters, checked before it starts: the notebooks by papermill, one after another."""
+"""What is run and with which parameters, checked first; then papermill runs it, in order."""
 
-import ast
-import difflib
 import json
 import os
 import sys
+from typing import Any
 
 import yaml
 from tqdm import tqdm
 
 from lib import paths
+from lib.notebook import check_parameters, did_you_mean, metrics_path
 
-TYPES = {"int": int, "float": float, "str": str, "bool": bool}
-NEEDS = {"04": ("03",), "05": ("03", "04")}  # 06 reads whatever numbers there are
-
-
-def declared(notebook):
-    """The parameters that a notebook declares in lines `name: type = literal`, `{name: type's name}`."""
-    cells = json.loads((paths.NOTEBOOKS / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
-    tagged = [
-        "".join(cell["source"])
-        for cell in cells
-        if "parameters" in cell["metadata"].get("tags", [])
-    ]
-    return {line.target.id: line.annotation.id for line in ast.parse(tagged[0]).body}
+NEEDS = {"04": ("03",), "05": ("03", "04"), "06": ("03", "04")}  # 07 reads what numbers there are
 
 
-def meant(name, known):
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"{f'Did you mean {near[0]}? ' if near else ''}There are {', '.join(known)}."
+def plan(profile: str, only: list[str], given: list[tuple[str, str]]) -> dict[str, dict[str, Any]]:
+    """What to run, `{notebook: parameters}`, all checked.
 
+    Args:
+        profile: "bundled" runs every notebook as it is; a folder of notebooks/profiles runs the
+            notebooks that it holds a YAML file for.
+        only: numbers of notebooks, as "02"; empty for all of the profile.
+        given: pairs of a parameter's name and its value in YAML, for every notebook that has it.
 
-def check(notebook, values):
-    """Raise ValueError for a name in `values` that is not declared and for a value not of its type."""
-    known = declared(notebook)
-    for name, value in values.items():
-        if name not in known:
-            raise ValueError(f"{notebook} has no parameter {name!r}. {meant(name, known)}")
-        kind = known[name]
-        if type(value) is TYPES[kind] or (kind == "float" and type(value) is int):
-            continue
-        message = (
-            f"{notebook}: {name} must be {kind}, got {value!r} of type {type(value).__name__}."
-        )
-        if kind == "bool" and isinstance(value, str):
-            message += f" papermill's -p reads True and False only; or use -y '{name}: true'."
-        if kind == "float" and isinstance(value, str):
-            message += " In YAML a number needs its decimal point: 1.0e-3, not 1e-3."
-        raise ValueError(message)
-
-
-def metrics(profile, notebook):
-    return paths.BUILD / profile / "metrics" / f"{notebook}.json"
-
-
-def plan(profile, only, given):
-    """What to run, `{notebook: parameters}`, all checked: ValueError for an unknown profile, number or name.
-
-    `bundled` runs every notebook as it is; any folder of notebooks/profiles runs the notebooks that it holds a
-    YAML file for. `only` lists notebook numbers, `given` pairs of a parameter's name and its value in YAML.
+    Raises:
+        ValueError: an unknown profile, number, name, or a value of another type.
     """
     notebooks = sorted(path.stem for path in paths.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
     chosen = {notebook: {} for notebook in notebooks}
     if profile != "bundled":
-        profiles = ["bundled", *sorted(path.name for path in paths.PROFILES.glob("*/"))]
-        if profile not in profiles:
-            raise ValueError(f"There is no profile {profile!r}. {meant(profile, profiles)}")
-        files = sorted((paths.PROFILES / profile).glob("*.yaml"))
-        chosen = {
-            file.stem: yaml.safe_load(file.read_text(encoding="utf-8")) or {} for file in files
-        }
-    for notebook in chosen:
-        if notebook not in notebooks:
-            raise ValueError(
-                f"{profile}/{notebook}.yaml is for no notebook. {meant(notebook, notebooks)}"
-            )
+        chosen = _profile(profile, notebooks)
     for number in only:
-        if number not in {name[:2] for name in chosen}:
+        if number not in {notebook[:2] for notebook in chosen}:
             raise ValueError(
                 f"Profile {profile} has no notebook {number}. There are {', '.join(chosen)}."
             )
-    chosen = {name: values for name, values in chosen.items() if not only or name[:2] in only}
-    kinds = {notebook: declared(notebook) for notebook in chosen}
-    for name, text in given:
-        if not any(name in kind for kind in kinds.values()):
-            known = sorted(set().union(*kinds.values()))
-            raise ValueError(
-                f"No notebook to be run has a parameter {name!r}. {meant(name, known)}"
-            )
-        for notebook, values in chosen.items():
-            if name in kinds[notebook]:
-                values[name] = text if kinds[notebook][name] == "str" else yaml.safe_load(text)
+    if only:
+        chosen = {notebook: chosen[notebook] for notebook in chosen if notebook[:2] in only}
+    kinds = {notebook: _declared(notebook) for notebook in chosen}
+    _give(given, chosen, kinds)
     for notebook, values in chosen.items():
         if values.setdefault("profile", profile) != profile:
             raise ValueError(
                 f"{notebook}: profile is {values['profile']!r}, but --profile is {profile!r}."
             )
-        check(notebook, values)
+        check_parameters(notebook, values, kinds[notebook])
     return chosen
 
 
-def execute(notebook, parameters, timeout):
-    """Run a notebook into build/<profile>/<notebook>.ipynb and .html; None, or in a few lines what failed."""
-    import nbformat
+def _profile(profile: str, notebooks: list[str]) -> dict[str, dict[str, Any]]:
+    """The parameters in the YAML files of a profile."""
+    profiles = ["bundled", *sorted(path.name for path in paths.PROFILES.glob("*/"))]
+    if profile not in profiles:
+        raise ValueError(f"There is no profile {profile!r}. {did_you_mean(profile, profiles)}")
+    chosen = {}
+    for file in sorted((paths.PROFILES / profile).glob("*.yaml")):
+        if file.stem not in notebooks:
+            raise ValueError(
+                f"{profile}/{file.name} is for no notebook. {did_you_mean(file.stem, notebooks)}"
+            )
+        chosen[file.stem] = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    return chosen
+
+
+def _declared(notebook: str) -> dict[str, str]:
+    """The parameters of a notebook and their types, as papermill sees them."""
+    from papermill import inspect_notebook  # two seconds, which only a run should wait for
+
+    found = inspect_notebook(paths.NOTEBOOKS / f"{notebook}.ipynb")
+    return {name: parameter["inferred_type_name"] for name, parameter in found.items()}
+
+
+def _give(given: list[tuple[str, str]], chosen: dict, kinds: dict[str, dict[str, str]]) -> None:
+    """Put the values from the command line into the parameters of the notebooks that have them."""
+    for name, text in given:
+        takers = [notebook for notebook in chosen if name in kinds[notebook]]
+        if not takers:
+            known = sorted(set().union(*kinds.values()))
+            raise ValueError(
+                f"No notebook to be run has a parameter {name!r}. {did_you_mean(name, known)}"
+            )
+        for notebook in takers:
+            is_text = kinds[notebook][name] == "str"
+            chosen[notebook][name] = text if is_text else yaml.safe_load(text)
+
+
+def execute(notebook: str, parameters: dict[str, Any], timeout: int) -> str | None:
+    """Run a notebook into build/<profile>/<notebook>.ipynb and .html.
+
+    Args:
+        notebook: its name.
+        parameters: its parameters, checked.
+        timeout: seconds that one cell may take.
+
+    Returns:
+        None, or in a few lines what failed.
+    """
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from nbconvert import HTMLExporter
 
-    folder, record = paths.BUILD / parameters["profile"], metrics(parameters["profile"], notebook)
-    output, page = folder / f"{notebook}.ipynb", folder / f"{notebook}.html"
+    folder = paths.BUILD / parameters["profile"]
+    record = metrics_path(parameters["profile"], notebook)
+    output = folder / f"{notebook}.ipynb"
+    page = folder / f"{notebook}.html"
     folder.mkdir(parents=True, exist_ok=True)
     for stale in (record, page, *folder.glob(f"figures/{notebook[:2]}-*")):
         stale.unlink(missing_ok=True)
     try:
         papermill.execute_notebook(
-            paths.NOTEBOOKS / f"{notebook}.ipynb", output, parameters, kernel_name="python3",
-            cwd=paths.NOTEBOOKS, progress_bar=sys.stderr.isatty(), execution_timeout=timeout,
+            paths.NOTEBOOKS / f"{notebook}.ipynb",
+            output,
+            parameters,
+            kernel_name="python3",
+            cwd=paths.NOTEBOOKS,
+            progress_bar=sys.stderr.isatty(),
+            execution_timeout=timeout,
             extra_arguments=["--log-level=50"],
-        )  # fmt: skip
-        error = (
-            None
-            if record.exists()
-            else "it ended without run.finish(...), which records its numbers"
         )
     except papermill.PapermillExecutionError as failure:
-        error = "\n".join(f"{failure.ename}: {failure.evalue}".splitlines()[:5])
+        lines = f"{failure.ename}: {failure.evalue}".splitlines()[:5]
+        return _failure(notebook, output, "\n".join(lines))
     except CellTimeoutError:
-        error = f"it took longer than {timeout} s; --timeout allows more"
+        return _failure(notebook, output, f"it took longer than {timeout} s; --timeout allows more")
     except DeadKernelError:
-        error = "the kernel died, as it does when memory runs out (the bundled run needs 6 GB)"
-    if error:
-        cells = [cell for cell in nbformat.read(output, 4).cells if cell.cell_type == "code"]
-        code = [cell.source for cell in cells if cell.metadata.papermill.start_time]
-        return f"{notebook} failed in cell [{len(code)}] `{code[-1].splitlines()[0]}`\n{error}\nSee {output}"
+        died = "the kernel died, as it does when memory runs out (the bundled run needs 6 GB)"
+        return _failure(notebook, output, died)
+    if not record.exists():
+        unfinished = "it ended without run.finish(...), which records its numbers"
+        return _failure(notebook, output, unfinished)
     html, _ = HTMLExporter().from_filename(str(output))
     paths.write(page, lambda beside: beside.write_text(html, encoding="utf-8"))
+    return None
 
 
-def summary(record):
-    numbers = [
-        f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in record["numbers"].items()
-    ]
+def _failure(notebook: str, output: os.PathLike, error: str) -> str:
+    """Which cell failed, and why."""
+    import nbformat
+
+    begun = []
+    for cell in nbformat.read(output, 4).cells:
+        if cell.cell_type == "code" and cell.metadata.papermill.start_time:
+            begun.append(cell.source)
+    first_line = begun[-1].splitlines()[0]
+    return f"{notebook} failed in cell [{len(begun)}] `{first_line}`\n{error}\nSee {output}"
+
+
+def _flat(numbers: dict, prefix: str = "") -> dict[str, Any]:
+    """Nested numbers, their keys joined by dots; a score's own `value` keeps the score's name."""
+    flat = {}
+    for name, value in numbers.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}".removesuffix(".value")] = value
+    return flat
+
+
+def _summary(record: dict) -> str:
+    """Seconds, the first three numbers, and what was skipped, on one line."""
+    shown = []
+    for name, value in list(_flat(record["numbers"]).items())[:3]:
+        shown.append(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}")
     skipped = "".join(f"; skipped: {part['what']}" for part in record["skipped"])
-    return f"{record['seconds']:7.1f}  {', '.join(numbers[:3])}{skipped}"
+    return f"{record['seconds']:7.1f}  {', '.join(shown)}{skipped}"
 
 
-def run(profile, chosen, timeout):
-    """Run the `chosen` notebooks in order, print a table of what came out, and return the exit status."""
-    os.environ["JUPYTER_PATH"] = (
-        f"{sys.prefix}/share/jupyter"  # the kernel python3 of this very interpreter
-    )
-    rows, failed = {}, []
+def run(profile: str, chosen: dict[str, dict[str, Any]], timeout: int) -> int:
+    """Run the `chosen` notebooks in order, print a table of what came out, return the exit status.
+
+    Args:
+        profile: the folder below build/.
+        chosen: what `plan` returned.
+        timeout: seconds that one cell may take.
+    """
+    os.environ["JUPYTER_PATH"] = f"{sys.prefix}/share/jupyter"  # the kernel of this very Python
+    rows = {}
+    failed = []
     for notebook in tqdm(chosen, unit="notebook", disable=None):
         needed = [number for number in NEEDS.get(notebook[:2], ()) if number in failed]
         if needed:
@@ -172,7 +198,7 @@ def run(profile, chosen, timeout):
             tqdm.write(error, file=sys.stderr)
             rows[notebook] = "      -  failed"
         else:
-            rows[notebook] = summary(json.loads(metrics(profile, notebook).read_text()))
+            rows[notebook] = _summary(json.loads(metrics_path(profile, notebook).read_text()))
     print(f"\n{'notebook':24} seconds  numbers")
     for notebook, row in rows.items():
         print(f"{notebook:24} {row}")

@@ -1,42 +1,86 @@
-"""The pieces of figures that more than one notebook draws; each takes matplotlib axes and returns them."""
+"""The pieces of figures that more than one notebook draws; most take axes and return them."""
 
-from colorsys import hsv_to_rgb
+from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colorbar import Colorbar
+from matplotlib.colors import Normalize, hsv_to_rgb
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 GRADE_NAMES = ("0 none", "1 mild", "2 moderate", "3 severe", "4 proliferative")
+# Of CLEAR's Eq. 3: one colour each in all figures.
+READING_COLOURS = {
+    "linear": "#D55E00",
+    "deconvnet": "#CC79A7",
+    "gated": "#009E73",
+    "guided": "#0072B2",
+}
 
 
-def style():
-    """Set matplotlib for all notebooks: 100 dpi, small type, tight boxes, lines in colours that all can tell apart."""
-    plt.rcParams.update({
-        "figure.dpi": 100, "figure.constrained_layout.use": True, "font.size": 9, "axes.titlesize": 9,
-        "figure.titlesize": 11, "legend.frameon": False, "image.cmap": "viridis", "image.interpolation": "nearest",
-        "axes.prop_cycle": plt.style.library["petroff10"]["axes.prop_cycle"],
-    })  # fmt: skip
+def style() -> None:
+    """Set matplotlib for all notebooks: 100 dpi, small type, colours that all can tell apart."""
+    plt.rcParams.update(
+        {
+            "figure.dpi": 100,
+            "figure.constrained_layout.use": True,
+            "font.size": 9,
+            "axes.titlesize": 9,
+            "figure.titlesize": 11,
+            "legend.frameon": False,
+            "image.cmap": "viridis",
+            "image.interpolation": "nearest",
+            "axes.prop_cycle": plt.style.library["petroff10"]["axes.prop_cycle"],
+        }
+    )
 
 
-def show(ax, image, title="", **options):
-    """An image without ticks: (H, W), (1, H, W), (3, H, W) or (H, W, 3), array or tensor; (H, W) in grey."""
-    image = np.asarray(image.detach().cpu() if hasattr(image, "detach") else image)
-    if image.ndim == 3 and image.shape[0] in (1, 3):
-        image = image[0] if image.shape[0] == 1 else np.moveaxis(image, 0, -1)
-    ax.imshow(image, **({"cmap": "gray"} | options if image.ndim == 2 else options))
+def _array(image: Any) -> np.ndarray:
+    return np.asarray(image.detach().cpu() if hasattr(image, "detach") else image)
+
+
+def show(ax: Axes, image: Any, title: object = "", **options: Any) -> Axes:
+    """An image without ticks.
+
+    Args:
+        ax: where.
+        image: (H, W), (1, H, W), (3, H, W) or (H, W, 3), array or tensor; one channel in grey.
+        title: above it.
+        options: handed on to imshow.
+    """
+    image = _array(image)
+    if image.ndim == 3 and image.shape[0] == 1:
+        image = image[0]
+    elif image.ndim == 3 and image.shape[0] == 3:
+        image = np.moveaxis(image, 0, -1)
+    if image.ndim == 2:
+        options = {"cmap": "gray"} | options
+    ax.imshow(image, **options)
     ax.set(xticks=[], yticks=[], title=title)
     return ax
 
 
-def overlay(ax, image, heat, title="", strength=0.55):
-    """A map (H, W) over its image in shades of `inferno`, more opaque where it is higher; negative values are clear.
+def overlay(ax: Axes, image: Any, heat: Any, title: object = "", strength: float = 0.55) -> Axes:
+    """A map over its image in shades of `inferno`, more opaque where it is higher.
 
-    Shades count from 0 to the map's own maximum (`heat_bar`). Raises ValueError for a map with NaN.
+    Shades count from 0 to the map's own maximum (`heat_bar`); negative values are clear.
+
+    Args:
+        ax: where.
+        image: as `show` takes it.
+        heat: the map (H, W), array or tensor.
+        title: above it.
+        strength: opacity of the map's maximum, in [0, 1].
+
+    Raises:
+        ValueError: the map holds NaN or infinite values.
     """
     show(ax, image, title)
-    heat = np.asarray(heat.detach().cpu() if hasattr(heat, "detach") else heat).clip(min=0)
+    heat = _array(heat).clip(min=0)
     if not np.isfinite(heat).all():
         raise ValueError(
             "the map holds NaN or infinite values; look at the network's weights and the image"
@@ -46,41 +90,40 @@ def overlay(ax, image, heat, title="", strength=0.55):
     return ax
 
 
-def heat_bar(fig, axes, label="share of the map's maximum"):
+def heat_bar(fig: Figure, axes: Any, label: str = "share of the map's maximum") -> Colorbar:
     """The colour bar for the overlays on `axes`, to their right."""
     shades = ScalarMappable(Normalize(0, 1), "inferno")
     return fig.colorbar(shades, ax=axes, label=label, fraction=0.03, aspect=35, ticks=[0, 0.5, 1])
 
 
-def outline(ax, box, colour="white", label=None):
+def outline(
+    ax: Axes, box: Sequence[float], colour: str = "white", label: str | None = None
+) -> Axes:
     """A box (x0, y0, x1, y1) in pixels, x1 and y1 exclusive, drawn around its pixels."""
     x0, y0, x1, y1 = box
+    corner = (x0 - 0.5, y0 - 0.5)
     ax.add_patch(
-        Rectangle(
-            (x0 - 0.5, y0 - 0.5),
-            x1 - x0,
-            y1 - y0,
-            fill=False,
-            edgecolor=colour,
-            lw=1.6,
-            label=label,
-        )
+        Rectangle(corner, x1 - x0, y1 - y0, fill=False, edgecolor=colour, lw=1.6, label=label)
     )
     return ax
 
 
-def hue_legend(ax, hues, names):
+def hue_legend(ax: Axes, hues: Sequence[float], names: Sequence) -> Axes:
     """Which hue is which class, as a row of swatches with their names below."""
-    return _swatches(ax, [hsv_to_rgb(hue, 1, 1) for hue in hues], names)
+    return _swatches(ax, [hsv_to_rgb((hue, 1, 1)) for hue in hues], names)
 
 
-def level_legend(ax, hues, names, levels=64):
-    """Which hue is which class, each as a ramp of its value from 0 to 1, with its name below: the key to CLEAR maps."""
-    values = (np.arange(levels) + 0.5) / levels
-    return _swatches(ax, [hsv_to_rgb(hue, 1, value) for hue in hues for value in values], names)
+def level_legend(ax: Axes, hues: Sequence[float], names: Sequence) -> Axes:
+    """The key to CLEAR maps: each class's hue as a ramp of its value, 0 to 1, its name below."""
+    levels = 64
+    colours = []
+    for hue in hues:
+        for level in range(levels):
+            colours.append(hsv_to_rgb((hue, 1, (level + 0.5) / levels)))
+    return _swatches(ax, colours, names)
 
 
-def _swatches(ax, colours, names):
+def _swatches(ax: Axes, colours: list, names: Sequence) -> Axes:
     """A row of colours, as many for each name, which stands below their middle."""
     ax.imshow([colours], aspect="auto", extent=(-0.5, len(names) - 0.5, 1, 0))
     ax.set(yticks=[])
@@ -89,32 +132,138 @@ def _swatches(ax, colours, names):
     return ax
 
 
-def confusion(ax, matrix, names):
-    """A confusion matrix with its counts, shaded by the share of each true class."""
-    matrix = np.asarray(matrix)
-    share = matrix / matrix.sum(1, keepdims=True).clip(min=1)
-    ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
-    for (row, column), count in np.ndenumerate(matrix):
-        ax.text(
-            column,
-            row,
-            count,
-            ha="center",
-            va="center",
-            color="white" if share[row, column] > 0.7 else "black",
-        )
-    ax.set_xticks(range(len(names)), names, rotation=30, ha="right")
-    ax.set_yticks(range(len(names)), names)
-    ax.set(xlabel="predicted", ylabel="true")
+def heat_table(
+    ax: Axes, shares: Any, rows: Sequence, columns: Sequence, labels: Any = None
+) -> Axes:
+    """A table whose cells are shaded by their share.
+
+    Args:
+        ax: where.
+        shares: (R, C) in [0, 1].
+        rows: the R rows' names.
+        columns: the C columns' names.
+        labels: what the cells say, (R, C); None for the shares in per cent.
+    """
+    shares = np.asarray(shares)
+    ax.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for (row, column), share in np.ndenumerate(shares):
+        said = f"{share:.0%}" if labels is None else labels[row][column]
+        ink = "white" if share > 0.7 else "black"
+        ax.text(column, row, said, ha="center", va="center", color=ink)
+    ax.set_xticks(range(len(columns)), columns)
+    ax.set_yticks(range(len(rows)), rows)
     return ax
 
 
-def history(axes, table):
-    """A training's history on two axes: losses on the first, accuracy on the validation part on the second."""
+def confusion(ax: Axes, matrix: Any, names: Sequence[str]) -> Axes:
+    """A confusion matrix (N, N), rows true, with its counts, shaded by the share of each row."""
+    matrix = np.asarray(matrix)
+    shares = matrix / matrix.sum(1, keepdims=True).clip(min=1)
+    heat_table(ax, shares, names, names, matrix)
+    ax.set_xticks(range(len(names)), names, rotation=30, ha="right")
+    ax.set(xlabel="predicted", ylabel="true", aspect="equal")
+    return ax
+
+
+def training_curves(axes: Sequence[Axes], table: Any) -> Sequence[Axes]:
+    """A training's history: losses on the first axes, validation accuracy on the second.
+
+    Args:
+        axes: two.
+        table: what `lib.learning.training.fit` returns, a row for each epoch.
+    """
     axes[0].plot(table.epoch, table.loss, label="training")
     axes[0].plot(table.epoch, table.val_loss, "--", label="validation")
-    axes[0].set(xlabel="epoch", ylabel="cross-entropy", title="loss", yscale="log")
+    axes[0].set(xlabel="epoch", ylabel="loss of an example", title="loss", yscale="log")
     axes[0].legend()
     axes[1].plot(table.epoch, table.val_accuracy, "--", color="C1")
     axes[1].set(xlabel="epoch", ylabel="accuracy", title="validation accuracy", ylim=(0, 1))
     return axes
+
+
+class EyeSheet:
+    """A figure for one eye after another, because a new figure for each takes twice as long.
+
+    Photograph, CLEAR-DR map, one over the other; how probable each grade is beside its share of the
+    response; a few lines of text. Regions are outlined and numbered, the first in red. Grades have
+    their colours, and in the bars also their order.
+    """
+
+    def __init__(self, fig: Figure) -> None:
+        """Lay the sheet out on a figure of about 7 x 4.1 inches."""
+        fig.clear()
+        fig.set_layout_engine("none")
+        self.fig = fig
+        self._panels = []
+        empty = np.zeros((1, 1, 4))
+        for i, name in enumerate(("photograph", "CLEAR-DR", "CLEAR-DR over the photograph")):
+            place = (0.01 + 0.331 * i, 0.37, 0.318, 0.53)
+            ax = fig.add_axes(place, facecolor="black", xticks=[], yticks=[])
+            ax.set_title(name, fontsize=8)
+            below = ax.imshow(empty, cmap="gray", vmin=0, vmax=1, interpolation="antialiased")
+            above = ax.imshow(empty, interpolation="bilinear")
+            self._panels.append((ax, below, above))
+        ax = fig.add_axes((0.12, 0.05, 0.21, 0.24))
+        order = np.arange(len(GRADE_NAMES))
+        self._probabilities = ax.barh(order - 0.2, 1, height=0.38, lw=0)
+        self._shares = ax.barh(
+            order + 0.2, 1, height=0.38, lw=0, alpha=0.4, hatch="////", edgecolor="black"
+        )
+        ax.set(xlim=(0, 1), ylim=(len(order) - 0.5, -0.5), xticks=[])
+        ax.set_yticks(order, GRADE_NAMES, fontsize=7)
+        ax.tick_params(length=0)
+        ax.set_title("probability; hatched: response", fontsize=7)
+        self._title = fig.text(0.5, 0.955, "", ha="center", fontsize=9)
+        self._lines = fig.text(0.36, 0.325, "", va="top", fontsize=7, linespacing=1.5)
+
+    def pictures(
+        self,
+        image: np.ndarray,
+        clear_map: np.ndarray,
+        boxes: list[tuple[float, float, float, float]],
+        frame: tuple[float, float, float, float],
+        canvas: tuple[float, float, float, float],
+    ) -> None:
+        """Show the photograph, the map, and the map over the photograph.
+
+        Args:
+            image: (h, w, 3), uint8 or in [0, 1].
+            clear_map: RGB (H, W, 3) in [0, 1] of saturation 1.
+            boxes: of the regions, (x0, y0, x1, y1) in the photograph's pixels.
+            frame: where the image lies in the photograph, (left, right, bottom, top).
+            canvas: where the map lies there.
+        """
+        image = image / 255 if image.dtype == np.uint8 else image
+        value = clear_map.max(2, keepdims=True)  # the saturation is 1: the largest channel
+        hue = clear_map / np.where(value > 0, value, 1)
+        nothing = np.zeros((1, 1, 4))
+        shown = [
+            (image, nothing, boxes),
+            (nothing, clear_map, []),
+            (image.mean(2), np.dstack([hue, 0.85 * value]), boxes),
+        ]
+        for (ax, below, above), (picture, layer, outlined) in zip(self._panels, shown, strict=True):
+            below.set_data(picture)
+            below.set_extent(frame)
+            above.set_data(layer)
+            above.set_extent(canvas)
+            ax.set(xlim=canvas[:2], ylim=canvas[2:])
+            for mark in [*ax.patches, *ax.texts]:
+                mark.remove()
+            for number, (x0, y0, x1, y1) in enumerate(outlined, 1):
+                colour = "red" if number == 1 else "white"
+                outline(ax, (x0 + 0.5, y0 + 0.5, x1 + 0.5, y1 + 0.5), colour)
+                inside = {"xytext": (2, -2), "textcoords": "offset points", "va": "top"}
+                ax.annotate(str(number), (x0, y0), color="white", fontsize=7, **inside)
+
+    def grades(self, probabilities: np.ndarray, shares: np.ndarray, colours: np.ndarray) -> None:
+        """Set the bars: probabilities (5,), shares of the response (5,), colours (5, 3)."""
+        for bars, widths in ((self._probabilities, probabilities), (self._shares, shares)):
+            for bar, width, colour in zip(bars, widths, colours, strict=True):
+                bar.set_width(width)
+                bar.set_facecolor(colour)
+
+    def text(self, title: str, lines: str) -> None:
+        """Set the title and the lines below the pictures."""
+        self._title.set_text(title)
+        self._lines.set_text(lines)

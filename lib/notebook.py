@@ -1,54 +1,62 @@
-"""Run the notebooks, `python -m lib.notebook run`, and what every notebook begins and ends with.
+"""What every notebook begins and ends with: parameters, seeds, figures, numbers.
 
-In a notebook: `run = companion.begin("02_clear_mnist", globals())`, then `run.figure`, `.skip` and `.finish`.
+In a notebook: `run = notebook.begin("02_clear_mnist", globals())`, then `run.figure`, `run.skip`
+and `run.finish`.
 """
 
-import argparse
 import ast
+import difflib
 import json
 import math
-import os
 import random
 import re
 import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-import yaml
+from matplotlib.figure import Figure
 
-from lib import execution, figures, paths
+from lib import figures, paths
+
+TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 
 
-def begin(notebook, namespace):
-    """Check a notebook's parameters, seed Python, NumPy and PyTorch, print what is used, and start the clock.
+def begin(notebook: str, namespace: dict) -> "Run":
+    """Check a notebook's parameters, seed Python, NumPy and PyTorch, and start the clock.
 
-    `namespace` is the notebook's `globals()`. Returns a `Run`. Raises ValueError for a parameter that
-    papermill passed and the notebook does not declare, for a value that is not of the declared type, for a
-    profile that is not a plain folder name, and for a seed outside [0, 2**32).
+    Args:
+        notebook: the notebook's name without its ending.
+        namespace: its `globals()`, in which the cell with the parameters has been run.
+
+    Raises:
+        ValueError: a parameter that papermill passed and the notebook does not declare; a value
+            that is not of the declared type; a profile that is no plain folder name; a seed
+            outside [0, 2**32).
     """
-    known = execution.declared(notebook)
+    known = declared(notebook)
     missing = [name for name in known if name not in namespace]
     if missing:
         raise ValueError(
             f"{', '.join(missing)}: not defined yet. Run the cell with the parameters first."
         )
     used = {name: namespace[name] for name in known}
-    passed = next(
-        (cell for cell in namespace.get("In", []) if cell.startswith("# Parameters\n")), ""
-    )
-    names = [line.targets[0].id for line in ast.parse(passed).body]
-    execution.check(notebook, used | {name: namespace[name] for name in names})
-    profile, seed = used["profile"], used["seed"]
+    injected = {name: namespace[name] for name in _injected(namespace.get("In", []))}
+    check_parameters(notebook, used | injected, known)
+    profile = used["profile"]
     if not re.fullmatch(r"\w[\w.-]*", profile):
         raise ValueError(
             f"profile {profile!r} names a folder under build/: use a plain name like 'bundled'."
         )
+    seed = used["seed"]
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed must lie in [0, 2**32), got {seed}.")
     random.seed(seed)
@@ -64,156 +72,159 @@ def begin(notebook, namespace):
     return run
 
 
-def attended():
-    """Whether a person runs this in JupyterLab, which gives its sessions names, rather than papermill or nbval."""
-    return "JPY_SESSION_NAME" in os.environ
+def declared(notebook: str) -> dict[str, str]:
+    """The parameters that a notebook declares in lines `name: type = literal`, with their types.
+
+    `papermill.inspect_notebook` tells the same, but a kernel would wait seconds for its import.
+    """
+    book = json.loads((paths.NOTEBOOKS / f"{notebook}.ipynb").read_text(encoding="utf-8"))
+    for cell in book["cells"]:
+        if "parameters" in cell["metadata"].get("tags", []):
+            lines = ast.parse("".join(cell["source"])).body
+            return {line.target.id: line.annotation.id for line in lines}
+    raise ValueError(f"{notebook} has no cell tagged `parameters`")
 
 
-def versions():
-    """The versions of Python, of this companion and of the packages that the numbers depend on."""
-    companion = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]["version"]
+def _injected(cells: list[str]) -> list[str]:
+    """The names that papermill set, in the cell that it put below the one with the parameters."""
+    for cell in cells:
+        if cell.startswith("# Parameters\n"):
+            return [line.targets[0].id for line in ast.parse(cell).body]
+    return []
+
+
+def check_parameters(notebook: str, values: dict[str, Any], known: dict[str, str]) -> None:
+    """Raise ValueError for a name in `values` that is not `known` and for a value of another type.
+
+    Args:
+        notebook: its name, for the message.
+        values: the parameters by name.
+        known: the declared type's name of each parameter.
+    """
+    for name, value in values.items():
+        if name not in known:
+            raise ValueError(f"{notebook} has no parameter {name!r}. {did_you_mean(name, known)}")
+        kind = known[name]
+        if type(value) is TYPES[kind] or (kind == "float" and type(value) is int):
+            continue
+        message = (
+            f"{notebook}: {name} must be {kind}, got {value!r} of type {type(value).__name__}."
+        )
+        if kind == "bool" and isinstance(value, str):
+            message += f" papermill's -p reads True and False only; or use -y '{name}: true'."
+        if kind == "float" and isinstance(value, str):
+            message += " In YAML a number needs its decimal point: 1.0e-3, not 1e-3."
+        raise ValueError(message)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Two sentences: which of the `known` names is nearest, if one is near, and which there are."""
+    near = difflib.get_close_matches(name, known, n=1)
+    guess = f"Did you mean {near[0]}? " if near else ""
+    return f"{guess}There are {', '.join(known)}."
+
+
+def metrics_path(profile: str, notebook: str) -> Path:
+    """Where `Run.finish` records a notebook's numbers."""
+    return paths.BUILD / profile / "metrics" / f"{notebook}.json"
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python, of this companion and of the packages that numbers depend on."""
+    project = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
     packages = {name: version(name) for name in ("torch", "torchvision", "numpy", "scikit-learn")}
-    return {"companion": companion, "python": ".".join(map(str, sys.version_info[:3])), **packages}
+    python = ".".join(map(str, sys.version_info[:3]))
+    return {"companion": project["version"], "python": python, **packages}
 
 
-def commit():
-    """The commit checked out, `-dirty` where tracked files differ from it; None outside a git checkout."""
-    command = [
-        "git",
-        "-C",
-        str(paths.ROOT),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=40",
-        "--exclude=*",
-    ]
-    within = os.environ | {"GIT_CEILING_DIRECTORIES": str(paths.ROOT.parent)}
+def commit() -> str | None:
+    """The commit checked out, `-dirty` where tracked files differ; None outside a git checkout."""
+    command = ["git", "-C", str(paths.ROOT), "describe", "--always", "--dirty", "--abbrev=40"]
+    within = paths.environment(GIT_CEILING_DIRECTORIES=str(paths.ROOT.parent))
     try:
         return subprocess.run(
-            command, env=within, capture_output=True, text=True, check=True
+            [*command, "--exclude=*"], env=within, capture_output=True, text=True, check=True
         ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
-def plain(name, value):
-    """`value` as a JSON number or text, NumPy's scalars converted; ValueError for NaN and the rest."""
+def plain(name: str, value: Any) -> Any:
+    """`value` as JSON takes it, dictionaries level by level and NumPy's scalars converted.
+
+    Raises:
+        ValueError: a value at any level that is no finite number and no text.
+    """
+    if isinstance(value, dict):
+        return {str(key): plain(f"{name}[{key!r}]", inner) for key, inner in value.items()}
     value = value.item() if isinstance(value, np.generic) else value
-    if not isinstance(value, (int, float, str)) or (
-        isinstance(value, float) and not math.isfinite(value)
-    ):
-        raise ValueError(f"numbers[{name!r}] must be a finite number or a text, got {value!r}.")
+    finite = not isinstance(value, float) or math.isfinite(value)
+    if not isinstance(value, (int, float, str)) or not finite:
+        raise ValueError(f"{name} must be a finite number or a text, got {value!r}.")
     return value
 
 
 @dataclass
 class Run:
-    """One execution of a notebook: its device, its figures, what it skipped and the numbers it ends with."""
+    """One execution of a notebook: its device, its figures, what it skipped, its numbers.
+
+    Attributes:
+        notebook: its name.
+        parameters: its parameters as used.
+        device: a GPU where there is one.
+        attended: whether a person watches in JupyterLab, so that figures may move.
+        skipped: what was not run, and why.
+    """
 
     notebook: str
-    parameters: dict
+    parameters: dict[str, Any]
     device: torch.device
-    skipped: list = field(default_factory=list)
+    attended: bool = field(default_factory=paths.in_jupyterlab)
+    skipped: list[dict[str, str]] = field(default_factory=list)
     started: float = field(default_factory=time.perf_counter)
 
-    def figure(self, figure, name):
-        """Save a matplotlib figure as build/<profile>/figures/<NN>-<name>.png (150 dpi) and .pdf."""
+    def figure(self, figure: Figure, name: str) -> None:
+        """Save a figure as build/<profile>/figures/<NN>-<name>.png (150 dpi) and .pdf."""
         folder = paths.BUILD / self.parameters["profile"] / "figures"
         folder.mkdir(parents=True, exist_ok=True)
         for kind in ("png", "pdf"):
             save = partial(figure.savefig, format=kind, dpi=150)
             paths.write(folder / f"{self.notebook[:2]}-{name}.{kind}", save)
 
-    def skip(self, what, why):
+    def skip(self, what: str, why: str) -> None:
         """Say that a part of the notebook is not run, and why; both end up in the metrics."""
         self.skipped.append({"what": what, "why": why})
         print(f"SKIPPED: {what}: {why}")
 
-    def finish(self, numbers, data, weights):
-        """Write build/<profile>/metrics/<notebook>.json: the `numbers` and all that they came from.
+    def finish(self, numbers: dict, data: str, weights: str) -> None:
+        """Write build/<profile>/metrics/<notebook>.json: the numbers and all they came from.
 
-        `numbers` maps names to finite numbers or texts, the most telling first; `data` and `weights` say in
-        words what they were computed from. Raises ValueError for NaN, infinity or any other type.
+        Args:
+            numbers: names to finite numbers, texts, or such dictionaries; the most telling first.
+            data: in words, what the numbers were computed from.
+            weights: in words, where the networks' weights came from.
+
+        Raises:
+            ValueError: NaN, infinity or any other type among the numbers.
         """
-        numbers = {name: plain(name, value) for name, value in numbers.items()}
-        profile, seed = self.parameters["profile"], self.parameters["seed"]
-        seconds = round(time.perf_counter() - self.started, 1)
+        numbers = {name: plain(f"numbers[{name!r}]", value) for name, value in numbers.items()}
+        profile = self.parameters["profile"]
         record = {
-            "notebook": self.notebook, "profile": profile, "data": data, "weights": weights,
-            "device": str(self.device), "seed": seed, "parameters": self.parameters, "versions": versions(),
-            "commit": commit(), "seconds": seconds, "skipped": self.skipped, "numbers": numbers,
-        }  # fmt: skip
-        path = execution.metrics(profile, self.notebook)
+            "notebook": self.notebook,
+            "profile": profile,
+            "data": data,
+            "weights": weights,
+            "device": str(self.device),
+            "seed": self.parameters["seed"],
+            "parameters": self.parameters,
+            "versions": versions(),
+            "commit": commit(),
+            "seconds": round(time.perf_counter() - self.started, 1),
+            "skipped": self.skipped,
+            "numbers": numbers,
+        }
+        path = metrics_path(profile, self.notebook)
         path.parent.mkdir(parents=True, exist_ok=True)
-        paths.write(path, lambda beside: beside.write_text(json.dumps(record, indent=2) + "\n"))
-        print(f"{len(numbers)} numbers recorded after {seconds} s")
-
-
-def explain(photographs, sequencer, out, relu):
-    """Explain photographs from disk (`lib.photographs.explain_files`), say how many, and return the exit status."""
-    from lib.photographs import explain_files
-
-    try:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        count, rejects = explain_files(photographs, sequencer, out, relu, device)
-    except KeyboardInterrupt:
-        print("Stopped. The same command goes on from there.")
-        return 130
-    print(
-        f"{count} explained, {len(rejects)} rejected: results.csv, rejects.csv and a figure for each are in {out}"
-    )
-    for path, reason in list(rejects.items())[:5]:
-        print(f"rejected {path.name}: {reason}")
-    return 0 if count else 1
-
-
-def main(arguments=None):
-    """Run notebooks, or explain photographs.
-
-    run [--profile bundled] [--only 02 05] [-p NAME VALUE] [--timeout SECONDS]
-    explain PHOTO... --sequencer RUN --out DIR [--relu guided]
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m lib.notebook", description=__doc__.splitlines()[0]
-    )
-    commands = parser.add_subparsers(required=True, dest="command")
-    command = commands.add_parser("run", help="execute the notebooks in order")
-    command.add_argument(
-        "--profile", default="bundled", help="bundled or a folder of notebooks/profiles"
-    )
-    command.add_argument(
-        "--only", nargs="+", default=[], metavar="NN", help="numbers of notebooks: 02 05"
-    )
-    command.add_argument(
-        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="given"
-    )
-    command.add_argument(
-        "--timeout", type=int, default=21600, help="seconds that one cell may take"
-    )
-    command = commands.add_parser(
-        "explain", help="grades and CLEAR-DR figures of fundus photographs"
-    )
-    command.add_argument(
-        "photographs", nargs="+", metavar="PHOTO", help="a file, or a folder of any number of them"
-    )
-    command.add_argument(
-        "--sequencer", required=True, help="folder of data/sequencers/ that notebook 04 trained"
-    )
-    command.add_argument(
-        "--out", required=True, help="folder for results.csv, rejects.csv and the figures"
-    )
-    command.add_argument("--relu", default="guided", help="reading of CLEAR's Eq. 3 (notebook 02)")
-    options = parser.parse_args(arguments)
-    try:
-        if options.command == "explain":
-            return explain(options.photographs, options.sequencer, options.out, options.relu)
-        chosen = execution.plan(options.profile, options.only, options.given)
-    except (ValueError, OSError, yaml.YAMLError) as error:
-        print(error, file=sys.stderr)
-        return 2
-    return execution.run(options.profile, chosen, options.timeout)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        text = json.dumps(record, indent=2) + "\n"
+        paths.write(path, lambda beside: beside.write_text(text))
+        print(f"numbers recorded after {record['seconds']} s: {', '.join(numbers)}")

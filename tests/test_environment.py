@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import tomllib
+from importlib.metadata import EntryPoint
 
 import pytest
 import yaml
@@ -12,37 +13,39 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from lib import paths
+from lib.__main__ import main
 
-PROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())["project"]
-WANTED = [
-    Requirement(line)
-    for line in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
-]
+PYPROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
+DEPENDENCIES = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
 LOCK = (paths.ROOT / "requirements.lock").read_text()
 PINS = [Requirement(line) for line in re.findall(r"^[^#\s].*", LOCK, re.M)]
-COMPILE = "uv pip compile --universal --python-version 3.11 --extra dev --no-header pyproject.toml -o requirements.lock"
+COMPILE = (
+    "uv pip compile --universal --python-version 3.11 --extra dev --no-header "
+    "pyproject.toml -o requirements.lock"
+)
 
 
-@pytest.mark.parametrize("wanted", WANTED, ids=lambda wanted: wanted.name)
-@pytest.mark.parametrize("system", ["linux", "darwin"])
-@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
-def test_the_lock_pins_every_requirement_within_its_range(wanted, system, python):
-    machine = {
-        "sys_platform": system,
-        "python_version": python,
-        "python_full_version": f"{python}.1",
-    }
-    pins = [
-        pin
-        for pin in PINS
-        if canonicalize_name(pin.name) == canonicalize_name(wanted.name)
-        and (pin.marker is None or pin.marker.evaluate(machine))
-    ]
-    assert len(pins) == 1, f"{wanted.name} has {len(pins)} pins for {system} and Python {python}"
-    (pin,) = pins[0].specifier
-    assert pin.operator == "==" and wanted.specifier.contains(pin.version), (
-        f"{pin} is not within {wanted}"
-    )
+def misses(wanted, machine):
+    """What is wrong with the pins of one requirement on one machine, if anything is."""
+    pins = [pin for pin in PINS if canonicalize_name(pin.name) == canonicalize_name(wanted.name)]
+    pins = [pin for pin in pins if pin.marker is None or pin.marker.evaluate(machine)]
+    if len(pins) != 1:
+        return [f"{wanted.name} has {len(pins)} pins for {machine}"]
+    (version,) = pins[0].specifier
+    if version.operator != "==" or not wanted.specifier.contains(version.version):
+        return [f"{pins[0]} is not within {wanted}"]
+    return []
+
+
+def test_the_lock_pins_every_requirement_within_its_range():
+    found = []
+    for system in ("linux", "darwin"):
+        for python in ("3.11", "3.12", "3.13"):
+            versions = {"python_version": python, "python_full_version": f"{python}.1"}
+            for line in DEPENDENCIES:
+                found += misses(Requirement(line), versions | {"sys_platform": system})
+    assert not found, "\n".join(found)
 
 
 def test_the_lock_says_when_and_how_it_was_made_and_contributing_says_the_same():
@@ -75,12 +78,18 @@ def test_the_citation_is_of_this_version_and_names_the_three_papers():
 def test_git_does_not_ignore_lib():
     if not (paths.ROOT / ".git").exists():
         pytest.skip("not a git checkout")
-    for module in (paths.ROOT / "lib").rglob("*.py"):
-        ignored = subprocess.run(
-            ["git", "check-ignore", "-q", "--no-index", str(module.relative_to(paths.ROOT))],
-            cwd=paths.ROOT,
-        )
-        assert ignored.returncode == 1, f"{module} is ignored"
+    modules = [str(path) for path in (paths.ROOT / "lib").rglob("*.py")]
+    command = ["git", "check-ignore", "--no-index", *modules]
+    said = subprocess.run(command, cwd=paths.ROOT, capture_output=True, text=True)
+    assert (said.returncode, said.stdout) == (1, ""), f"ignored: {said.stdout}{said.stderr}"
+
+
+def test_every_room_of_lib_is_installed_and_companion_is_the_command_line():
+    rooms = {path.parent for path in (paths.ROOT / "lib").rglob("*.py")}
+    packages = {".".join(room.relative_to(paths.ROOT).parts) for room in rooms}
+    assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == packages
+    script = EntryPoint("companion", PROJECT["scripts"]["companion"], "console_scripts")
+    assert script.load() is main
 
 
 @pytest.fixture
@@ -115,56 +124,42 @@ def test_make_sets_up_once_and_again_only_when_the_lock_or_pyproject_changes(che
     assert make(checkout, "-n", target).stdout.count("pip install") == 2
 
 
-def test_make_without_a_new_enough_python_says_what_is_needed(checkout):
+def pythons(checkout, **scripts):
+    """A folder of pretended Pythons to be the PATH, in a checkout that is not set up."""
     shutil.rmtree(checkout / ".venv")
     (checkout / "bin").mkdir()
-    for name in ("python3", "python3.12"):
-        (checkout / "bin" / name).write_text("#!/bin/sh\nexit 1\n")
-        (checkout / "bin" / name).chmod(0o755)
-    said = make(checkout, "run", PATH=str(checkout / "bin"))
+    for name, script in scripts.items():
+        path = checkout / "bin" / name.replace("_", ".")
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+    return str(checkout / "bin")
+
+
+def test_make_without_a_new_enough_python_says_what_is_needed(checkout):
+    said = make(checkout, "run", PATH=pythons(checkout, python3="exit 1", python3_12="exit 1"))
     assert said.returncode != 0
     assert "Python 3.11 or later is needed, and python3 is not: make run PYTHON=" in said.stderr
     assert not (checkout / ".venv").exists()
 
 
 def test_make_takes_a_newer_python_by_name_when_python3_is_too_old(checkout):
-    shutil.rmtree(checkout / ".venv")
-    (checkout / "bin").mkdir()
-    (checkout / "bin" / "python3").write_text("#!/bin/sh\nexit 1\n")
-    (checkout / "bin" / "python3.12").write_text(
-        '#!/bin/sh\n[ "$1" = -c ] || echo "called with $*"\n'
-    )
-    for path in (checkout / "bin").iterdir():
-        path.chmod(0o755)
-    said = make(checkout, "run", PATH=str(checkout / "bin"))
-    assert (
-        "Setting up .venv with python3.12" in said.stdout
-        and "called with -m venv .venv" in said.stdout
-    )
+    newer = '[ "$1" = -c ] || echo "called with $*"'
+    said = make(checkout, "run", PATH=pythons(checkout, python3="exit 1", python3_12=newer))
+    assert "Setting up .venv with python3.12" in said.stdout
+    assert "called with -m venv .venv" in said.stdout
 
 
 def test_make_clean_keeps_the_environment_downloads_and_what_was_made_from_them(checkout):
-    gone = [
-        "build/a",
-        "data/raw/phantom/a",
-        "data/prepared/phantom-128/a",
-        "data/sequencers/phantom/a",
-        "data/sequencers/x-smoke.1/a",
-        "lib/__pycache__/a",
-    ]
-    kept = [
-        ".venv/lib/__pycache__/a",
-        "data/sequencers/x-eyepacs/a",
-        "data/raw/eyepacs/a",
-        "data/prepared/eyepacs-512/a",
-        "data/recorded/a",
-    ]
+    made = "prepared/phantom-128 raw/phantom sequencers/phantom sequencers/x-smoke.1"
+    gone = ["build", "lib/__pycache__", *(f"data/{name}" for name in made.split())]
+    real = "prepared/eyepacs-512 raw/eyepacs recorded sequencers/x-eyepacs"
+    kept = [".venv/lib/__pycache__", *(f"data/{name}" for name in real.split())]
     for name in (*gone, *kept):
-        (checkout / name).parent.mkdir(parents=True, exist_ok=True)
-        (checkout / name).touch()
+        (checkout / name).mkdir(parents=True)
+        (checkout / name / "a").touch()
     assert make(checkout, "clean").returncode == 0
-    assert not any((checkout / name).parent.exists() for name in gone)
-    assert all((checkout / name).exists() for name in kept)
+    assert not any((checkout / name).exists() for name in gone)
+    assert all((checkout / name / "a").exists() for name in kept)
 
 
 def test_every_make_command_of_the_readme_is_a_target():

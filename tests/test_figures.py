@@ -1,4 +1,5 @@
-"""What the figures show: drawn with one screen pixel for each image pixel and read back from the canvas."""
+"""What the figures show: drawn with one screen pixel for each image pixel and read back from the
+canvas."""
 
 import matplotlib
 
@@ -136,7 +137,7 @@ def test_a_hue_legend_has_the_colour_and_the_name_of_every_class_in_order():
 
 def test_a_level_legend_has_above_each_name_its_hue_from_black_to_full():
     _, ax = plt.subplots()
-    figures.level_legend(ax, [0, 1 / 3, 2 / 3], ["red", "green", "blue"], levels=10)
+    figures.level_legend(ax, [0, 1 / 3, 2 / 3], ["red", "green", "blue"])
     (image,) = ax.images
     left, right, *_ = image.get_extent()
     colours = np.asarray(image.get_array())[0]
@@ -146,7 +147,7 @@ def test_a_level_legend_has_above_each_name_its_hue_from_black_to_full():
             colours[round(start) : round(end)],
             ["red", "green", "blue"].index(name.get_text()),
         )
-        np.testing.assert_allclose(ramp[:, channel], (np.arange(10) + 0.5) / 10)
+        np.testing.assert_allclose(ramp[:, channel], (np.arange(64) + 0.5) / 64)
         assert ramp.sum() == pytest.approx(ramp[:, channel].sum())
 
 
@@ -177,11 +178,16 @@ def test_a_count_can_be_read_on_every_shade(percent):
 
 
 def test_a_history_draws_the_losses_on_the_first_axes_and_the_accuracy_on_the_second():
-    table = pd.DataFrame({
-        "epoch": [1, 2, 3], "loss": [1.0, 0.5, 0.25], "val_loss": [1.2, 0.7, 0.6], "val_accuracy": [0.3, 0.6, 0.8],
-    })  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "epoch": [1, 2, 3],
+            "loss": [1.0, 0.5, 0.25],
+            "val_loss": [1.2, 0.7, 0.6],
+            "val_accuracy": [0.3, 0.6, 0.8],
+        }
+    )
     _, axes = plt.subplots(1, 2)
-    assert figures.history(axes, table) is axes
+    assert figures.training_curves(axes, table) is axes
     lines = {line.get_label(): line.get_xydata().tolist() for line in axes[0].lines}
     assert lines == {
         "training": [[1, 1], [2, 0.5], [3, 0.25]],
@@ -204,3 +210,40 @@ def test_style_sets_the_resolution_that_keeps_notebooks_small():
     assert figure.dpi <= 110
     assert figure.get_layout_engine() is not None
     assert ax.imshow(GREYS).get_interpolation() == "nearest"
+
+
+def test_a_table_without_labels_says_its_shares_in_per_cent():
+    ax = figures.heat_table(canvas(1, 2), [[0.25, 0.75]], ["row"], ["left", "right"])
+    assert [text.get_text() for text in ax.texts] == ["25%", "75%"]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["left", "right"]
+
+
+def test_a_sheet_shows_each_eye_anew_with_its_first_region_in_red():
+    fig = plt.figure(figsize=(7, 4.1), dpi=100)
+    sheet = figures.EyeSheet(fig)
+    clear_map = np.zeros((8, 8, 3))
+    clear_map[2, 5] = (0, 1, 0)
+    canvas_place = (0, 80, 80, 0)  # in the pixels of a photograph of 80 x 80
+    for boxes in ([(0, 0, 80, 80)], [(40, 10, 70, 40), (5, 50, 20, 70)]):
+        sheet.pictures(np.full((80, 80, 3), 51, np.uint8), clear_map, boxes, *[canvas_place] * 2)
+    sheet.grades(np.array([0, 0, 0.75, 0.25, 0]), np.eye(5)[2], np.eye(5)[:, :3])
+    sheet.text("a title", "two\nlines")
+    fig.canvas.draw()
+    photograph, map_alone, over, bars = fig.axes
+    assert [len(ax.patches) for ax in (photograph, map_alone, over)] == [2, 0, 2]
+    assert [text.get_text() for text in over.texts] == ["1", "2"]
+    red, white = photograph.patches
+    assert to_rgb(red.get_edgecolor()) == (1, 0, 0) and to_rgb(white.get_edgecolor()) == (1, 1, 1)
+    assert red.get_bbox().extents.tolist() == [40, 10, 70, 40]
+    widths = [bar.get_width() for bar in bars.patches]
+    assert widths == [0, 0, 0.75, 0.25, 0, 0, 0, 1, 0, 0]
+
+    screen = np.asarray(fig.canvas.buffer_rgba())[..., :3]
+
+    def on_screen(ax, x, y):
+        column, row = ax.transData.transform((x, y))
+        return screen[len(screen) - 1 - int(row), int(column)]
+
+    assert on_screen(photograph, 55, 60).tolist() == [51, 51, 51]
+    assert on_screen(map_alone, 55, 25)[1] > 200 and not on_screen(map_alone, 25, 65).any()
+    assert on_screen(over, 55, 25)[1] > 150 and on_screen(over, 25, 45).tolist() == [51, 51, 51]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -25,25 +26,37 @@ REPOSITORY = Path(os.path.abspath(__file__)).parent.parent.resolve()
 
 
 def asked(folder, **variables):
-    """Every path as a fresh Python started in `folder` has it, and where it looks for `MNIST/raw`."""
+    """Every path as a fresh Python started in `folder` has it, and where `MNIST/raw` is sought."""
     program = (
         "import json; from lib import paths; "
-        f"print(json.dumps([str(getattr(paths, name)) for name in {NAMES}] + [str(paths.dataset('MNIST/raw'))]))"
+        f"found = [getattr(paths, name) for name in {NAMES}] + [paths.dataset('MNIST/raw')]; "
+        "print(json.dumps(list(map(str, found))))"
     )
     kept = {name: value for name, value in os.environ.items() if not name.startswith("COMPANION_")}
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=folder, env=kept | {"PYTHONPATH": str(REPOSITORY)} | variables,
-        check=True, capture_output=True, text=True,
-    )  # fmt: skip
+        [sys.executable, "-c", program],
+        cwd=folder,
+        env=kept | {"PYTHONPATH": str(REPOSITORY)} | variables,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     return dict(zip((*NAMES, "dataset"), json.loads(done.stdout), strict=True))
 
 
 def in_repository(data="data", build="build"):
     relative = {
-        "ROOT": "", "NOTEBOOKS": "notebooks", "PROFILES": "notebooks/profiles", "RECORDED": "data/recorded",
-        "DATA": data, "BUILD": build, "RAW": f"{data}/raw", "PREPARED": f"{data}/prepared",
-        "SEQUENCERS": f"{data}/sequencers", "dataset": f"{data}/raw/MNIST/raw",
-    }  # fmt: skip
+        "ROOT": "",
+        "NOTEBOOKS": "notebooks",
+        "PROFILES": "notebooks/profiles",
+        "RECORDED": "data/recorded",
+        "DATA": data,
+        "BUILD": build,
+        "RAW": f"{data}/raw",
+        "PREPARED": f"{data}/prepared",
+        "SEQUENCERS": f"{data}/sequencers",
+        "dataset": f"{data}/raw/MNIST/raw",
+    }
     return {name: os.path.normpath(REPOSITORY / path) for name, path in relative.items()}
 
 
@@ -106,3 +119,63 @@ def test_what_is_kept_aside_takes_the_first_free_number(tmp_path):
         tmp_path / "run.2" / "weights"
     ).read_text() == "2"
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_written_is_whole_or_as_it_was_before(tmp_path):
+    path = tmp_path / "numbers.txt"
+    paths.write(path, lambda beside: beside.write_text("old"))
+
+    def fails(beside):
+        beside.write_text("half")
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        paths.write(path, fails)
+    assert path.read_text() == "old"
+
+
+def test_what_is_kept_aside_gets_the_first_free_number(tmp_path):
+    for text in ("a", "b"):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "weights").write_text(text)
+        kept = paths.aside(tmp_path / "run")
+    assert kept == tmp_path / "run.2" and (kept / "weights").read_text() == "b"
+    assert (tmp_path / "run.1" / "weights").read_text() == "a"
+
+
+HOLDS = """
+import sys
+from pathlib import Path
+from lib import paths
+with paths.alone(Path(sys.argv[1]), "preparing"):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_folder_that_another_process_works_on_is_refused_until_that_is_killed(tmp_path):
+    folder = tmp_path / "set"
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLDS, folder], cwd=REPOSITORY, stdin=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert other.stdout.readline() == "held\n"
+    said = f"Another run is training {folder}: wait until it has ended"
+    with pytest.raises(RuntimeError, match=re.escape(said)), paths.alone(folder, "training"):
+        pass
+    other.kill()
+    other.wait()
+    with paths.alone(folder, "training"), paths.alone(tmp_path / "another", "training"):
+        pass
+
+
+def test_a_journal_keeps_what_was_added_and_leaves_out_a_line_that_was_cut_off(tmp_path):
+    path = tmp_path / "journal.jsonl"
+    assert paths.Journal(path).records == []
+    paths.Journal(path).add({"image": "a", "name": "ä\ud800"})
+    with path.open("a") as file:
+        file.write('\n{"image": "b", "gra')
+    again = paths.Journal(path)
+    assert again.records == [{"image": "a", "name": "ä\ud800"}]
+    again.add({"image": "c"})
+    assert [record["image"] for record in paths.Journal(path).records] == ["a", "c"]

@@ -1,0 +1,80 @@
+"""The command line: run the notebooks, or explain photographs.
+
+    python -m lib run [--profile bundled] [--only 02 05] [-p NAME VALUE] [--timeout SECONDS]
+    python -m lib explain PHOTO... --sequencer RUN --out DIR [--relu guided]
+
+Installed, it is called `companion`.
+"""
+
+import argparse
+import sys
+
+import yaml
+
+from lib import execution
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Do what the command line says; returns the exit status, 2 for what was asked wrongly."""
+    parser = argparse.ArgumentParser(prog="python -m lib", description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True, dest="command")
+    command = commands.add_parser("run", help="execute the notebooks in order")
+    command.add_argument(
+        "--profile", default="bundled", help="bundled or a folder of notebooks/profiles"
+    )
+    command.add_argument(
+        "--only", nargs="+", default=[], metavar="NN", help="numbers of notebooks: 02 05"
+    )
+    command.add_argument(
+        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="given"
+    )
+    command.add_argument("--timeout", type=int, default=21600, help="seconds one cell may take")
+    command = commands.add_parser(
+        "explain", help="grades and CLEAR-DR figures of fundus photographs"
+    )
+    command.add_argument(
+        "photographs", nargs="+", metavar="PHOTO", help="a file, or a folder of any number of them"
+    )
+    command.add_argument(
+        "--sequencer", required=True, help="folder of data/sequencers/ that notebook 04 trained"
+    )
+    command.add_argument(
+        "--out", required=True, help="folder for results.csv, rejects.csv and the figures"
+    )
+    command.add_argument("--relu", default="guided", help="reading of CLEAR's Eq. 3 (notebook 02)")
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "explain":
+            return _explain(options)
+        chosen = execution.plan(options.profile, options.only, options.given)
+    except (ValueError, OSError, yaml.YAMLError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    return execution.run(options.profile, chosen, options.timeout)
+
+
+def _explain(options: argparse.Namespace) -> int:
+    """Explain photographs from disk and say how many."""
+    import torch
+
+    from lib.explain import explain_files  # seconds, which `run` need not wait for
+
+    try:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        count, rejects = explain_files(
+            options.photographs, options.sequencer, options.out, options.relu, device
+        )
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on from there.")
+        return 130
+    print(
+        f"{count} explained, {len(rejects)} rejected: results.csv, rejects.csv and a figure for "
+        f"each are in {options.out}"
+    )
+    for path, reason in list(rejects.items())[:5]:
+        print(f"rejected {path.name}: {reason}")
+    return 0 if count else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
