@@ -88,7 +88,7 @@ def test_a_failing_cell_is_named_its_notebook_kept_and_what_needs_it_is_not_run(
         numbers='{"a": {"value": 0.123456, "low": 2}, "c": "c", "d": 4}',
     )
     write("03_x", "1 + 1", 'x = 0\nraise KeyError("the reason\\nin two lines")')
-    write("04_x"), write("05_x"), write("06_x")
+    write("04_x"), write("05_x"), write("07_x")
     stale = [
         paths.BUILD / "bundled" / name
         for name in ("metrics/03_x.json", "03_x.html", "figures/03-a.png")
@@ -108,12 +108,12 @@ def test_a_failing_cell_is_named_its_notebook_kept_and_what_needs_it_is_not_run(
         for out in c.get("outputs", [])
     )
     table = captured.out[captured.out.index("notebook ") :].splitlines()
-    assert [line.split()[0] for line in table[1:6]] == ["01_x", "03_x", "04_x", "05_x", "06_x"]
+    assert [line.split()[0] for line in table[1:6]] == ["01_x", "03_x", "04_x", "05_x", "07_x"]
     assert table[1].endswith("a 0.1235, a.low 2, c c; skipped: photographs")
     assert table[2].endswith("failed")
     assert table[3].endswith("not run: needs 03") and table[4].endswith("not run: needs 03 and 04")
     assert table[5].endswith("epochs 3")
-    assert "<html" in (paths.BUILD / "bundled" / "06_x.html").read_text()
+    assert "<html" in (paths.BUILD / "bundled" / "07_x.html").read_text()
     assert not (paths.BUILD / "bundled" / "04_x.ipynb").exists()
     assert list(paths.BUILD.rglob("*.part")) == []
 

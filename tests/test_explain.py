@@ -230,8 +230,9 @@ def test_the_box_surrounds_the_spot_that_the_network_sees_in_the_photographs_own
     left, top, right, bottom = region["box"]
     assert row["grade"] == 4 and row["share4"] == 1 and region["share"] == 1
     pixel = 200 / 64  # of the prepared photograph; the kernels see 2 of them beyond the spot
-    assert 200 - 6 * pixel <= left <= 200 + 2 * pixel and 216 - 2 * pixel <= right <= 216 + 6 * pixel
-    assert 170 - 6 * pixel <= top <= 170 + 2 * pixel and 186 - 2 * pixel <= bottom <= 186 + 6 * pixel
+    for low, high, start, end in ((left, right, 200, 216), (top, bottom, 170, 186)):
+        assert start - 6 * pixel <= low <= start + 2 * pixel
+        assert end - 2 * pixel <= high <= end + 6 * pixel
     assert region["hour"] == 7  # 32 pixels left of the middle and 48 below
     assert region["distance"] == pytest.approx(np.hypot(32, 48) / 200, abs=0.03)
 

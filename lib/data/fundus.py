@@ -362,6 +362,10 @@ class FundusDataset(torch.utils.data.Dataset):
         Raises:
             FileNotFoundError: the data set has no masks.
         """
+        if not any((self.folder / "masks").glob("*.png")):
+            raise FileNotFoundError(
+                f"{self.folder} has no masks: of its photographs nobody has outlined the lesions."
+            )
         return retina.read_masks(self._path(f"masks/{self.names[i]}.png"))
 
     def retina(self, i: int) -> np.ndarray:

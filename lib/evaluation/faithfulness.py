@@ -305,7 +305,7 @@ def accuracy_with_and_without(
     images: torch.Tensor,
     labels: torch.Tensor,
     mask: torch.Tensor,
-    baseline: float,
+    baseline: float | torch.Tensor,
     batch_size: int = 256,
 ) -> tuple[float, float]:
     """Accuracy with only what lies in `mask`, and without it (Kumar 2017, Table 1).
@@ -315,7 +315,8 @@ def accuracy_with_and_without(
         images: (B, C, H, W) on the CPU.
         labels: (B,) int on the CPU.
         mask: (B, H, W) bool on the CPU.
-        baseline: what everything else becomes: the background for MNIST, grey for SVHN.
+        baseline: what everything else becomes, as `deletion` takes it: the background for MNIST,
+            grey for SVHN, the blurred photographs.
         batch_size: images at a time.
 
     Returns:
@@ -329,14 +330,15 @@ def accuracy_with_and_without(
             f"mask {tuple(mask.shape)} and labels {tuple(labels.shape)} do not fit images "
             f"{tuple(images.shape)}: give (B, H, W) and (B,)"
         )
+    baseline = _expanded(baseline, images)
     device = next(network.parameters()).device
     right = torch.zeros(2)
     with cam.evaluating(network):
         for start in range(0, len(images), batch_size):
             batch = slice(start, start + batch_size)
             inside = mask[batch, None]
-            only = torch.where(inside, images[batch], baseline).to(device)
-            without = torch.where(inside, baseline, images[batch]).to(device)
+            only = torch.where(inside, images[batch], baseline[batch]).to(device)
+            without = torch.where(inside, baseline[batch], images[batch]).to(device)
             right[0] += (network(only).argmax(1).cpu() == labels[batch]).sum()
             right[1] += (network(without).argmax(1).cpu() == labels[batch]).sum()
     return tuple((right / len(labels)).tolist())
