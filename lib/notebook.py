@@ -190,6 +190,7 @@ class Run:
         for kind in ("png", "pdf"):
             save = partial(figure.savefig, format=kind, dpi=150)
             paths.write(folder / f"{self.notebook[:2]}-{name}.{kind}", save)
+            figure.set_layout_engine("none")  # found once: that takes as long as to draw
 
     def skip(self, what: str, why: str) -> None:
         """Say that a part of the notebook is not run, and why; both end up in the metrics."""

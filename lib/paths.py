@@ -13,8 +13,10 @@ A relative path is taken from the repository's root, whichever folder the notebo
 
 import json
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -80,17 +82,21 @@ def alone(folder: Path, doing: str) -> Iterator[None]:
         doing: the verb for the message, `"preparing"` for example.
 
     Raises:
-        RuntimeError: another process holds the lock.
+        RuntimeError: another process holds the lock; the message says which.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f"{folder.name}.lock"))
+    held = folder.with_name(f"{folder.name}.lock")
+    lock = FileLock(held)
     try:
         lock.acquire(timeout=0)
     except Timeout:
+        holder = held.read_text(errors="replace") or "unknown"
         raise RuntimeError(
-            f"Another run is {doing} {folder}: wait until it has ended, then run again."
+            f"Another run is {doing} {folder} ({holder}): wait until it has ended, then run again."
         ) from None
     try:
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
+        held.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {now}")
         yield
     finally:
         lock.release()

@@ -13,7 +13,6 @@ from lib import paths
 HEAVY = ("captum", "kaggle", "lightning_fabric", "matplotlib", "nbconvert", "pandas", "papermill",
          "scipy", "sklearn", "torch", "torchvision")  # fmt: skip
 LOADS_NONE_OF = {
-    "lib.methods.cam": set(HEAVY) - {"torch"},
     "lib.methods.clear": set(HEAVY) - {"torch"},
     "lib.data.retina": {"torch", "pandas", "matplotlib", "sklearn"},  # what a worker process loads
     "lib.data.kaggle": {"kaggle", "torch", "sklearn"},

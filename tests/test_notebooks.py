@@ -9,7 +9,6 @@ import subprocess
 import sys
 
 import nbformat
-import papermill
 import pytest
 import yaml
 
@@ -195,7 +194,8 @@ def test_recorded_numbers_are_under_the_names_that_the_notebook_gives_them(smoke
 
 
 @pytest.mark.slow
-def test_running_again_makes_nothing_anew_and_only_what_a_changed_parameter_reaches_changes(smoke):
+def test_running_again_draws_prepares_and_trains_nothing_and_gives_the_same_numbers(smoke):
+    """Of the notebooks that draw, prepare and train; what the others train goes through `fit`."""
     build, _ = smoke
 
     def made():
@@ -203,30 +203,10 @@ def test_running_again_makes_nothing_anew_and_only_what_a_changed_parameter_reac
         files = [path for path in (build / "data").rglob("*") if path.suffix in kinds]
         return {path: path.stat().st_mtime_ns for path in files}
 
-    first, before = made(), {name: numbers(build, name) for name in NAMES}
+    first = made()
+    before = {name: numbers(build, name) for name in NAMES}
     assert {path.suffix for path in first} == {".jpeg", ".png", ".pt"}
-    makers = ["01", "02", "03", "04", "06"]  # the others neither draw, nor prepare, nor train
-    said = companion(build, "--only", *makers, "-p", "tolerance", "0")
+    said = companion(build, "--only", "03", "04")
     assert said.returncode == 0, said.stderr[-2000:]
     assert made() == first
-    after = {name: numbers(build, name) for name in NAMES}
-    scored, scored_before = after.pop("06_clear_dr_scored"), before.pop("06_clear_dr_scored")
-    assert after == before
-    by_chance, by_chance_before = (  # lesions that are not widened cover less of the retina
-        every["lesions"]["any lesion"]["chance"]["value"] for every in (scored, scored_before)
-    )
-    assert by_chance < by_chance_before
-    for name in ("accuracy", "agreement", "deletion", "insertion", "sanity"):
-        assert scored[name] == scored_before[name]
-
-
-@pytest.mark.slow
-def test_plain_papermill_with_an_unknown_parameter_stops_at_begin_and_says_what_was_meant(tmp_path):
-    source, output = paths.NOTEBOOKS / "07_ledger.ipynb", tmp_path / "out.ipynb"
-    with pytest.raises(
-        papermill.PapermillExecutionError, match=r"no parameter 'sed'\. Did you mean seed"
-    ) as failure:
-        papermill.execute_notebook(
-            source, output, {"sed": 3}, kernel_name="python3", progress_bar=False
-        )
-    assert failure.value.exec_count == 3  # the parameters, papermill's cell, and then begin
+    assert {name: numbers(build, name) for name in NAMES} == before

@@ -160,7 +160,7 @@ def test_a_folder_that_another_process_works_on_is_refused_until_that_is_killed(
         stdout=subprocess.PIPE,
     )  # fmt: skip
     assert other.stdout.readline() == "held\n"
-    said = f"Another run is training {folder}: wait until it has ended"
+    said = f"Another run is training {folder} (process {other.pid} on "
     with pytest.raises(RuntimeError, match=re.escape(said)), paths.alone(folder, "training"):
         pass
     other.kill()

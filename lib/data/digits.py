@@ -2,8 +2,6 @@
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch.nn import functional
 from torchvision.datasets import MNIST, SVHN
 
@@ -37,6 +35,9 @@ def load_digits_split(dataset: str, split: str) -> tuple[torch.Tensor, torch.Ten
         )
     if dataset != "digits":
         return _load_downloadable(dataset, split)
+    from sklearn.datasets import load_digits  # a second, which MNIST need not wait for
+    from sklearn.model_selection import train_test_split
+
     bundled = load_digits()
     train_images, test_images, train_labels, test_labels = train_test_split(
         bundled.images, bundled.target, test_size=0.2, stratify=bundled.target, random_state=0

@@ -15,7 +15,6 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike
 from scipy import ndimage
-from scipy.stats import spearmanr
 from torch import nn
 
 from lib.methods import cam
@@ -190,6 +189,8 @@ def similarity(
 
 
 def _rank_correlation(maps: np.ndarray, others: np.ndarray, where: np.ndarray) -> float:
+    from scipy.stats import spearmanr  # half a second, for this one score
+
     correlations = []
     for one, other, inside in zip(maps, others, where, strict=True):
         a, b = one[inside], other[inside]
