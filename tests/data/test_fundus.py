@@ -502,7 +502,7 @@ def test_a_second_run_at_once_is_told_and_the_first_one_is_not_disturbed(
             first = other.submit(fundus.prepare, raw, out, SIZE, eye="both", executor=busy)
             until(lambda: unfinished(out))
             for seed in (0, 1):
-                with pytest.raises(RuntimeError, match=r"Another run is preparing .*out: wait"):
+                with pytest.raises(RuntimeError, match=r"Another run is preparing .*out \(process \d+ on .*: wait"):
                     fundus.prepare(raw, out, SIZE, eye="both", seed=seed)
         finally:
             go.set()
