@@ -50,7 +50,8 @@ def deletion(
         [0, 1]: the lower, the more faithful.
 
     Raises:
-        ValueError: shapes that do not fit, NaN, or steps or classes out of range.
+        ValueError: shapes that do not fit, NaN, steps or classes out of range, or answers that are
+            no finite class scores (B, N).
     """
     without = _expanded(baseline, images)
     return _curves(network, images, without, maps, classes, steps, batch_size)
@@ -73,6 +74,8 @@ def insertion(
 def _expanded(baseline: float | torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     cam.check_images(images)
     baseline = torch.as_tensor(baseline, dtype=images.dtype, device=images.device)
+    if not baseline.isfinite().all():
+        raise ValueError(f"baseline holds NaN or values that are infinite in {images.dtype}")
     try:
         return baseline.expand_as(images)
     except RuntimeError:
@@ -114,15 +117,14 @@ def _curves(
             curve = []
             for k in range(steps + 1):
                 mixed = torch.where(turn < k * pixels // steps, new, old)
-                probabilities = network(mixed).softmax(1).cpu()
+                scores = network(mixed)
+                cam.check_scores(network, scores, mixed)
+                exact = torch.promote_types(scores.dtype, torch.float32)
+                probabilities = scores.softmax(1, exact).cpu()
                 wanted = cam.class_indices(classes[batch].tolist(), probabilities.shape[1])
                 curve.append(probabilities[range(len(wanted)), wanted])
             curves.append(torch.stack(curve, 1))
     curves = torch.cat(curves)
-    if not curves.isfinite().all():
-        raise ValueError(
-            f"{type(network).__name__} answers with NaN or infinite values; look at its weights"
-        )
     return curves, torch.trapezoid(curves, dx=1 / steps)
 
 
@@ -148,7 +150,7 @@ def edges(images: torch.Tensor) -> torch.Tensor:
         (B, H, W) on the CPU.
     """
     found = []
-    for grey in images.detach().cpu().mean(1).numpy():
+    for grey in images.detach().cpu().float().mean(1).numpy():
         found.append(np.hypot(ndimage.sobel(grey, 0), ndimage.sobel(grey, 1)))
     return torch.from_numpy(np.stack(found))
 
@@ -172,8 +174,8 @@ def similarity(
     Raises:
         ValueError: shapes that do not fit, or NaN.
     """
-    maps = torch.as_tensor(maps).detach().cpu().numpy().astype(float)
-    others = torch.as_tensor(others).detach().cpu().numpy().astype(float)
+    maps = torch.as_tensor(maps).detach().cpu().double().numpy()
+    others = torch.as_tensor(others).detach().cpu().double().numpy()
     where = np.ones(maps.shape, bool) if where is None else np.asarray(where, bool)
     if maps.ndim != 3 or not maps.shape == others.shape == where.shape:
         raise ValueError(
@@ -283,14 +285,17 @@ def strong_features(response: torch.Tensor, threshold: float) -> torch.Tensor:
         (B, H, W) bool.
 
     Raises:
-        ValueError: a threshold outside [0, 1], or a response with NaN.
+        ValueError: a threshold outside [0, 1], or a response with NaN or infinite values.
     """
     if not 0 <= threshold <= 1:
         raise ValueError(
             f"threshold is {threshold}; give a share of the maximum, 0 <= threshold <= 1"
         )
-    if response.isnan().any():
-        raise ValueError("the response holds NaN; look at the network's weights and the images")
+    if not response.isfinite().all():
+        raise ValueError(
+            "the response holds NaN or infinite values; look at the network's weights and the "
+            "images"
+        )
     return (response > 0) & (response >= threshold * response.amax((1, 2), keepdim=True))
 
 
@@ -324,7 +329,8 @@ def accuracy_with_and_without(
         The two accuracies, in [0, 1].
 
     Raises:
-        ValueError: shapes that do not fit.
+        ValueError: shapes that do not fit, labels that are no classes, or answers that are no
+            finite class scores (B, N).
     """
     if mask.shape != images[:, 0].shape or len(labels) != len(images):
         raise ValueError(
@@ -340,6 +346,9 @@ def accuracy_with_and_without(
             inside = mask[batch, None]
             only = torch.where(inside, images[batch], baseline[batch]).to(device)
             without = torch.where(inside, baseline[batch], images[batch]).to(device)
-            right[0] += (network(only).argmax(1).cpu() == labels[batch]).sum()
-            right[1] += (network(without).argmax(1).cpu() == labels[batch]).sum()
+            for i, changed in enumerate((only, without)):
+                scores = network(changed)
+                cam.check_scores(network, scores, changed)
+                wanted = cam.class_indices(labels[batch].tolist(), scores.shape[1])
+                right[i] += (scores.argmax(1).cpu() == torch.tensor(wanted)).sum()
     return tuple((right / len(labels)).tolist())

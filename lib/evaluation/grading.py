@@ -35,7 +35,8 @@ def grade_scores(
     from sklearn import metrics
 
     probabilities, grades = _checked(probabilities, grades)
-    predicted = probabilities.argmax(1) if predicted is None else np.asarray(predicted)
+    predicted = probabilities.argmax(1) if predicted is None else predicted
+    _, predicted = _checked(probabilities, predicted)
     labels = range(probabilities.shape[1])
     confusion = metrics.confusion_matrix(grades, predicted, labels=list(labels))
     counts = confusion.sum(1)
@@ -67,10 +68,18 @@ def quadratic_kappa(predicted: ArrayLike, grades: ArrayLike) -> float:
 
     Returns:
         1 for the truth, 0 for chance and where one grade is all that is answered and true.
+
+    Raises:
+        ValueError: lists of different lengths or none, or grades that are no integers from 0.
     """
     from sklearn.metrics import cohen_kappa_score
 
     predicted, grades = np.asarray(predicted), np.asarray(grades)
+    if predicted.shape != grades.shape or not grades.size:
+        raise ValueError(f"{predicted.shape} answers for {grades.shape} grades: give (n,) twice")
+    for values in (predicted, grades):
+        if not (np.isfinite(values) & (values >= 0) & (values % 1 == 0)).all():
+            raise ValueError(f"grades {np.unique(values)} must be integers, 0 or more")
     if _constant(predicted, grades):
         return 0.0
     # All grades up to the highest: of those that occur alone, sklearn would weigh the ranks.

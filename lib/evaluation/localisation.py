@@ -57,20 +57,27 @@ def iou(a: _Box, b: _Box) -> float:
     """Intersection over union of two boxes (x0, y0, x1, y1), x1 and y1 exclusive: in [0, 1].
 
     Raises:
-        ValueError: a box without area.
+        ValueError: a box without area, NaN or infinite corners.
     """
+    a, b = [float(corner) for corner in a], [float(corner) for corner in b]  # uint8 would wrap
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
     both = max(width, 0) * max(height, 0)
     area = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (a, b)]
-    if min(area) <= 0:
-        raise ValueError(f"boxes {tuple(a)} and {tuple(b)}: x1 > x0 and y1 > y0 are needed")
+    if any(x0 >= x1 or y0 >= y1 for x0, y0, x1, y1 in (a, b)) or not math.isfinite(sum(area)):
+        raise ValueError(f"boxes {tuple(a)} and {tuple(b)}: finite x1 > x0 and y1 > y0 are needed")
     return float(both / (sum(area) - both))
 
 
 def _fits(box: _Box, instances: Iterable[_Box]) -> bool:
     """Whether a box is right in place: IoU >= 0.5 with any instance of the object."""
     return any(iou(box, instance) >= 0.5 for instance in instances)
+
+
+def _share(right: list[bool]) -> float:
+    if not right:
+        raise ValueError("there are no images to score: give at least one")
+    return float(np.mean(right))
 
 
 def localisation_error(
@@ -90,7 +97,7 @@ def localisation_error(
         The share of images, in [0, 1].
 
     Raises:
-        ValueError: lists of different lengths.
+        ValueError: lists of different lengths or none, or boxes without area.
     """
     right = []
     images = zip(predicted, boxes, labels, true_boxes, strict=True)
@@ -98,7 +105,7 @@ def localisation_error(
         answers = zip(classes, class_boxes, strict=True)
         boxes_of_label = [box for c, box in answers if c == label]
         right.append(any(_fits(box, instances) for box in boxes_of_label))
-    return 1 - float(np.mean(right))
+    return 1 - _share(right)
 
 
 def known_class_accuracy(boxes: Iterable[_Box], true_boxes: Iterable) -> float:
@@ -112,10 +119,10 @@ def known_class_accuracy(boxes: Iterable[_Box], true_boxes: Iterable) -> float:
         The share of images, in [0, 1].
 
     Raises:
-        ValueError: lists of different lengths.
+        ValueError: lists of different lengths or none, or boxes without area.
     """
     pairs = zip(boxes, true_boxes, strict=True)
-    return float(np.mean([_fits(box, instances) for box, instances in pairs]))
+    return _share([_fits(box, instances) for box, instances in pairs])
 
 
 def max_box_accuracy(
@@ -131,7 +138,20 @@ def max_box_accuracy(
 
     Returns:
         The accuracy and the threshold, the first of equally good ones.
+
+    Raises:
+        ValueError: maps with NaN, boxes that reach beyond them, lists of different lengths or none.
     """
+    for i, (activation_map, instances) in enumerate(zip(maps, true_boxes, strict=True)):
+        height, width = activation_map.shape
+        if not torch.as_tensor(activation_map).isfinite().all():
+            raise ValueError(f"the map of image {i} holds NaN or infinite values")
+        for x0, y0, x1, y1 in instances:
+            if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
+                raise ValueError(
+                    f"box {(x0, y0, x1, y1)} of image {i} reaches beyond its map of {width} x "
+                    f"{height} pixels: boxes and maps must be of photographs of the same size"
+                )
     found = []
     for threshold in thresholds:
         boxes = []
@@ -366,7 +386,7 @@ def agreement(
         shares = grade_shares(grade_map, response, grades)
         most.append(-1 if np.isnan(shares).any() else shares.argmax())
     most, predicted = np.array(most), np.asarray(predicted)
-    if predicted.shape != most.shape:
+    if predicted.shape != most.shape or not most.size:
         raise ValueError(
             f"{len(most)} maps for {predicted.shape} predicted grades: give one for each photograph"
         )

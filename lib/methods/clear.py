@@ -49,7 +49,6 @@ GRADE_HUES = (0.60, 0.44, 0.15, 0.06, 0.87)
 _PIXELS = 80_000  # to hold at a time
 
 _aten = torch.ops.aten
-_COMPARISONS = {"gt", "ge", "lt", "le", "eq", "ne", "sign", "heaviside"}
 # Steps on the way back, by autograd's names, that project a response linearly: G_l, U_l and what
 # moves or adds maps.
 _LINEAR = {
@@ -57,21 +56,35 @@ _LINEAR = {
     "MaxPool2D", "AvgPool2D", "AdaptiveAvgPool2D", "MkldnnAdaptiveAvgPool2D", "Mean", "Sum",
     "NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm", "Add", "Sub", "Rsub", "Neg", "Mul",
     "Div", "Cat", "Stack", "View", "UnsafeView", "ReshapeAlias", "Squeeze", "Unsqueeze", "Permute",
-    "Transpose", "Expand", "Slice", "Select", "Split", "SplitWithSizes", "Unbind", "Index",
-    "IndexSelect", "AsStrided", "Clone", "ToCopy", "CopySlices", "Copy", "ConstantPadNd",
+    "Transpose", "Expand", "Repeat", "Flip", "Roll", "Slice", "Select", "Split", "SplitWithSizes",
+    "Unbind", "Index", "IndexSelect", "AsStrided", "Clone", "ToCopy", "Copy", "ConstantPadNd",
     "ReflectionPad2D", "ReplicationPad2D", "PixelShuffle", "PixelUnshuffle", "ChannelShuffle",
-    "UpsampleNearest2D", "UpsampleBilinear2D", "Alias",
-    "_ReLU", "_MaxPool", "_BatchNorm", "_FirstConvolution", "AccumulateGrad",
+    "UpsampleNearest2D", "UpsampleBilinear2D", "Alias", "AccumulateGrad",
 }  # fmt: skip
-_PRODUCTS = {"Convolution", "SlowConvDilated2D", "Addmm", "Mm", "Bmm", "Mul", "Div"}
+# Of these, such as take several responses; for the others all but one must be constant.
+_SUMS = {"Add", "Sub", "Rsub", "Cat", "Stack", "Copy", "CopySlices"}
+# What may be done in place to a part of a tensor: autograd says of it only "CopySlices".
+_IN_PLACE = {
+    "relu", "relu_", "leaky_relu", "leaky_relu_", "__setitem__", "copy_", "zero_", "fill_", "add_",
+    "sub_", "__iadd__", "__isub__",
+}  # fmt: skip
+_BY_A_CONSTANT = {"mul_", "div_", "__imul__", "__itruediv__"}
+# What takes numbers out of a tensor, and what takes no more than its shape, type and place.
+_NUMBERS = {"item", "tolist", "numpy", "__array__", "__float__", "__int__", "__index__"}
+_SHAPES = re.compile("new_.*|.*_like")
+_SHAPES_OF_SECOND = re.compile(".*_as|to")
 
 
-def _unreadable(step: str) -> ValueError:
+def _unreadable(step: str, how: str = "") -> ValueError:
     return ValueError(
         f"no reading of Eq. 3 is defined for {step}, which this network computes with its "
-        "responses: attentive responses need convolutions, (leaky) ReLUs, pooling, batch "
+        f"responses{how}: attentive responses need convolutions, (leaky) ReLUs, pooling, batch "
         "normalisation and a globally averaged head"
     )
+
+
+def _cut(step: str) -> ValueError:
+    return _unreadable(step, " without a gradient (as under no_grad, by detach, .data or >)")
 
 
 def _scratch(ctx: FunctionCtx, like: Tensor) -> Tensor:
@@ -172,9 +185,16 @@ class _FirstConvolution(torch.autograd.Function):
             left_over.append(ctx.size[axis] - reached)
         summed = weight.sum(1, keepdim=True)
         response = functional.conv_transpose2d(
-            R, summed, None, stride, padding, left_over, 1, dilation
+            R.to(summed.dtype), summed, None, stride, padding, left_over, 1, dilation
         )
         return response, *[None] * 7
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+
+
+_OURS = (_ReLU, _MaxPool, _BatchNorm, _FirstConvolution)
 
 
 class _Reading(TorchFunctionMode):
@@ -189,13 +209,30 @@ class _Reading(TorchFunctionMode):
         self.rule = RULES[rule]
         self.plain = images.contiguous(memory_format=torch.channels_last)
         self.response = torch.zeros_like(images[:, :1], requires_grad=True)
+        self.source = torch.autograd.graph.get_gradient_edge(self.response).node
         self.image = self.plain + self.response
+        self.cut = []  # what was computed from responses without a gradient, and by which step
+        self.shared = []  # the responses it was computed from, whose memory it may share
+        self.parts = []  # the steps done in place that have a reading
 
     def __torch_function__(
         self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        name = getattr(func, "__name__", "")
         kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        given = cam.tensors_in((*args, *kwargs.values()))
+        before = [(tensor, cam.version(tensor), tensor.grad_fn) for tensor in given]
+        try:
+            result = self.read(func, name, args, kwargs)
+        except RuntimeError as error:
+            if self.cut and "Inference tensors" in str(error):
+                raise _cut(self.cut[0][1]) from error
+            raise
+        if self.cut or any(node for _, _, node in before):
+            self.follow(name, before, result)
+        return result
+
+    def read(self, func: Callable, name: str, args: tuple, kwargs: dict) -> Any:
         if name in ("relu", "relu_", "leaky_relu", "leaky_relu_"):
             return self.rectify(name, *args, **kwargs)
         if func is functional.max_pool2d:
@@ -204,9 +241,54 @@ class _Reading(TorchFunctionMode):
             return self.batch_norm(*args, **kwargs)
         if func is torch.conv2d:
             return self.conv2d(*args, **kwargs)
-        if name in _COMPARISONS and any(torch.is_tensor(a) and a.grad_fn for a in args):
-            raise _unreadable(name)
         return func(*args, **kwargs)
+
+    def follow(self, name: str, before: list[tuple], result: Any) -> None:
+        """Note what was done in place; refuse what autograd did not see.
+
+        Args:
+            name: the operation's.
+            before: the tensors it got, with their versions and steps before it.
+            result: what it returned.
+        """
+        responses = [tensor for tensor, _, node in before if node]
+        changed = [tensor for tensor, version, _ in before if cam.version(tensor) != version]
+        sources = before
+        if _SHAPES.fullmatch(name):
+            sources = []
+        elif _SHAPES_OF_SECOND.fullmatch(name):
+            sources = before[:1]
+        from_cut = [step for t, _, _ in sources for cut, step in self.cut if t is cut]
+        results = cam.tensors_in([result]) + changed
+        without = [tensor for tensor in results if not tensor.requires_grad]
+        if from_cut and len(without) < len(results):
+            raise _cut(from_cut[0])
+        for tensor in changed:
+            if tensor.requires_grad:
+                if not torch.is_grad_enabled():
+                    raise _cut(name)
+                if name in _IN_PLACE or (name in _BY_A_CONSTANT and len(responses) == 1):
+                    self.parts.append((tensor._base if tensor._is_view() else tensor).grad_fn)
+            elif any(_same_memory(tensor, response) for response in self.shared):
+                raise _cut(name)
+        takes = without or name in _NUMBERS or (name == "__set__" and len(before) > 1)
+        if takes and (from_cut or self.of_image([node for _, _, node in sources])):
+            if not without:
+                raise _cut(name)
+            self.cut += [(tensor, *(from_cut or [name])[:1]) for tensor in without]
+            self.shared += responses
+
+    def of_image(self, stack: list) -> bool:
+        """Whether any of these steps depends on the response."""
+        seen = {None}
+        while stack:
+            node = stack.pop()
+            if node is self.source:
+                return True
+            if node not in seen:
+                seen.add(node)
+                stack += [below for below, _ in node.next_functions]
+        return False
 
     def rectify(self, name: str, input: Tensor, *options: Any, **named: Any) -> Tensor:
         """Called as relu(input, inplace) or leaky_relu(input, negative_slope, inplace)."""
@@ -262,16 +344,17 @@ class _Reading(TorchFunctionMode):
         dilation: int | tuple = 1,
         groups: int = 1,
     ) -> Tensor:
-        if input is not self.image or isinstance(padding, str):
+        changed = self.image._version > 0
+        if input is not self.image or changed or isinstance(padding, str):
             return functional.conv2d(input, weight, bias, stride, padding, dilation, groups)
         options = _pair(stride), _pair(padding), _pair(dilation), groups
         return _FirstConvolution.apply(self.response, self.plain, weight, bias, *options)
 
 
-def _check_way_back(z: Tensor, response: Tensor) -> None:
-    """Raise ValueError where a step on the way from z back to `response` has no reading."""
+def _check_way_back(z: Tensor, reading: _Reading) -> None:
+    """Raise ValueError where a step on the way from z back to the response has no reading."""
     users = {}  # for each step below z, the steps that lead to it
-    stack = [z.grad_fn]
+    stack = [z.grad_fn] if z.grad_fn else []
     while stack:
         node = stack.pop()
         for below in {below for below, _ in node.next_functions if below is not None}:
@@ -279,20 +362,24 @@ def _check_way_back(z: Tensor, response: Tensor) -> None:
                 users[below] = []
                 stack.append(below)
             users[below].append(node)
-    way = set()  # the steps between `response` and z
-    stack = [torch.autograd.graph.get_gradient_edge(response).node]
+    way = set()  # the steps between the response and z
+    stack = [reading.source]
     while stack:
         node = stack.pop()
         if node not in way:
             way.add(node)
             stack += users.get(node, [])
+    if z.grad_fn not in way:
+        raise _cut(reading.cut[0][1] if reading.cut else "a step")
     for node in way:
         name = re.sub(r"Backwards?\d*$", "", node.name().removeprefix("torch::autograd::"))
+        function = getattr(node, "_forward_cls", None)  # of one that is written in Python
+        readable = function in _OURS if function else name in _LINEAR or node in reading.parts
         on_way = [below in way for below, _ in node.next_functions]
-        of_two_responses = name in _PRODUCTS and sum(on_way) > 1
+        of_two_responses = name not in _SUMS and sum(on_way) > 1
         by_a_response = name == "Div" and on_way[-1]
         trains = getattr(node, "_saved_training", False)
-        if name not in _LINEAR or of_two_responses or by_a_response or trains:
+        if not readable or of_two_responses or by_a_response or trains:
             raise _unreadable(name)
 
 
@@ -353,19 +440,35 @@ def _responses(
     network: nn.Module, images: Tensor, relu: str, classes: Iterable[int] | None
 ) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False), torch.enable_grad():
+        part = cam.scripted(network)
+        if part:
+            raise ValueError(part)
         reading = _Reading(relu, images)
         scores, _, z = cam.forward_to_head(network, reading.image, reading)
-        _check_way_back(z, reading.response)
+        _check_way_back(z, reading)
         wanted = cam.class_indices(classes, z.shape[1])
-        top = z.detach().clamp(min=0)
         responses = images.new_zeros(len(images), len(wanted), *images.shape[2:])
         for i, c in enumerate(wanted):
-            if top[:, c].any():
-                (response,) = torch.autograd.grad(
-                    z[:, c], reading.response, top[:, c], retain_graph=True
-                )
-                responses[:, i] = response[:, 0]
+            top = z[:, c].detach().clamp(min=0)
+            if top.any():
+                responses[:, i] = _project(z[:, c], reading.response, top)[:, 0]
+    if not responses.isfinite().all():
+        raise ValueError(
+            f"the responses hold NaN or infinite values; {cam.overflow(z.dtype, responses.dtype)}"
+        )
     return scores.detach(), responses
+
+
+def _project(z: Tensor, response: Tensor, top: Tensor) -> Tensor:
+    try:
+        return torch.autograd.grad(z, response, top, retain_graph=True)[0]
+    except RuntimeError as error:
+        if "modified by an inplace operation" not in str(error):
+            raise
+        raise ValueError(
+            "the network changes in place what a ReLU or a pooling gave, which is needed on the "
+            f"way back: have it make a new tensor there ({error})"
+        ) from error
 
 
 def dominant(responses: Tensor) -> tuple[Tensor, Tensor]:
@@ -378,8 +481,16 @@ def dominant(responses: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         The class map C (B, H, W) int64 and the dominant response D (B, H, W).
+
+    Raises:
+        ValueError: NaN or infinite responses.
     """
     response, class_map = responses.max(1)
+    if not response.isfinite().all():
+        raise ValueError(
+            f"the responses {responses.dtype} hold NaN or infinite values: compute them in "
+            "float32, from weights and normalised images that are finite"
+        )
     return class_map, response
 
 
@@ -397,8 +508,11 @@ def render(responses: Tensor, hues: Sequence[float]) -> Tensor:
         RGB (B, H, W, 3) in [0, 1].
 
     Raises:
-        ValueError: another number of hues than classes.
+        ValueError: another number of hues than classes, hues that are none, NaN or infinite
+            responses.
     """
+    if not all(0 <= hue <= 1 for hue in hues):
+        raise ValueError(f"hues {tuple(hues)} must lie in [0, 1)")
     if len(hues) != responses.shape[1]:
         raise ValueError(
             f"{len(hues)} hues for responses of {responses.shape[1]} classes: give one hue for "
@@ -406,7 +520,8 @@ def render(responses: Tensor, hues: Sequence[float]) -> Tensor:
         )
     class_map, response = dominant(responses)
     value = response.clamp(min=0)
-    value = value / value.amax((1, 2), keepdim=True).clamp(min=torch.finfo(value.dtype).tiny)
+    highest = value.amax((1, 2), keepdim=True)
+    value = value / torch.where(highest > 0, highest, 1)
     hue = torch.tensor(hues, dtype=value.dtype, device=value.device)[class_map][..., None]
     corner = torch.tensor([0.0, 4.0, 2.0], dtype=value.dtype, device=value.device)
     return value[..., None] * (((6 * hue + corner) % 6 - 3).abs() - 1).clamp(0, 1)

@@ -162,6 +162,7 @@ def test_deletion_runs_in_batches_and_leaves_the_network_and_the_images_as_they_
         ({"baseline": torch.zeros(3)}, r"baseline \(3,\) does not broadcast to images \(2, 3, 8"),
         ({"steps": 0}, "steps is 0; give 1 to 64"),
         ({"steps": 65}, "steps is 65"),
+        ({"baseline": torch.nan}, "baseline holds NaN"),
         ({"images": torch.full((2, 3, 8, 8), torch.nan)}, "NaN"),
         ({"images": torch.zeros(2, 3, 8, 8, dtype=torch.uint8)}, "floating point"),
     ],
@@ -176,8 +177,59 @@ def test_deletion_and_insertion_refuse_what_does_not_fit(score, changed, message
 
 def test_a_network_that_answers_nan_is_named():
     network = Linear(torch.full((8, 8), torch.nan))
-    with pytest.raises(ValueError, match="Linear answers with NaN"):
+    with pytest.raises(ValueError, match="Linear's scores hold NaN or infinite values"):
         faithfulness.deletion(network, torch.zeros(1, 1, 8, 8), torch.rand(1, 8, 8), [0], 0.0)
+
+
+class Answering(nn.Module):
+    """Scores (B, 2) of one pixel, changed by `answer`; it changes its input in place besides."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer, self.weight = answer, nn.Parameter(torch.tensor([1.0, -1.0]))
+
+    def forward(self, images):
+        scores = self.answer(images[:, 0, 0, :1] * self.weight)
+        images.zero_()
+        return scores
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (lambda s: (s, s), "Answering answers with a tuple, and one tensor of class scores"),
+        (lambda s: {"logits": s}, "answers with a dict of logits"),
+        (lambda s: s[:, 0], r"answers with scores \(2,\)"),
+        (lambda s: s * torch.nan, "scores hold NaN"),
+        (lambda s: (9e4 * s).half(), "scores hold NaN.*float16 overflows"),
+    ],
+)
+def test_answers_that_are_no_finite_scores_are_refused_by_every_score(answer, message):
+    images, network = torch.ones(2, 1, 4, 4), Answering(answer)
+    with pytest.raises(ValueError, match=message):
+        faithfulness.deletion(network, images, torch.rand(2, 4, 4), [0, 1], 0.0, steps=2)
+    mask, labels = torch.ones(2, 4, 4, dtype=torch.bool), torch.tensor([0, 1])
+    with pytest.raises(ValueError, match=message):
+        faithfulness.accuracy_with_and_without(network, images, labels, mask, 0.0)
+
+
+def test_a_network_that_changes_its_input_and_one_of_half_precision_are_scored_as_any_other():
+    images, maps = torch.full((2, 1, 4, 4), 3.0), torch.rand(2, 4, 4)
+    network = Answering(lambda s: s)
+    curves, _ = faithfulness.deletion(network, images, maps, [0, 1], 0.0, steps=16)
+    assert curves[:, 0].tolist() == pytest.approx([sigmoid(6), sigmoid(-6)])
+    assert curves[:, -1].tolist() == [0.5, 0.5] and (images == 3).all()
+    half, areas = faithfulness.deletion(network.half(), images.half(), maps, [0, 1], 0.0, steps=16)
+    assert half.dtype == areas.dtype == torch.float32
+    torch.testing.assert_close(half, curves, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_maps_of_half_precision_are_compared_as_those_of_single(dtype):
+    maps, others = torch.rand(2, 6, 6).to(dtype), torch.rand(2, 6, 6).to(dtype)
+    expected = faithfulness.similarity(maps.float(), others.float())
+    assert faithfulness.similarity(maps, others) == expected
+    assert torch.isfinite(faithfulness.edges(torch.rand(2, 3, 6, 6).to(dtype))).all()
 
 
 # --- similarity
@@ -421,6 +473,7 @@ def test_strong_is_positive_and_at_least_the_share_of_each_images_maximum(thresh
         (1.0, 1.1, "share of the maximum"),
         (1.0, math.nan, "share of the maximum"),
         (math.nan, 0.5, "the response holds NaN"),
+        (math.inf, 0.0, "the response holds NaN or infinite"),
     ],
 )
 def test_strong_refuses_what_is_no_share_and_nan(value, threshold, message):
@@ -476,3 +529,5 @@ def test_table_1_on_a_network_that_is_followed_by_hand(baseline, accuracies, bat
     assert network.training
     with pytest.raises(ValueError, match=r"mask \(4, 2, 1\)"):
         faithfulness.accuracy_with_and_without(*arguments, mask.transpose(1, 2), baseline)
+    with pytest.raises(ValueError, match=r"classes \[2\] out of range; the network has 2"):
+        faithfulness.accuracy_with_and_without(network, images, labels + 1, mask, baseline)

@@ -140,6 +140,20 @@ def test_kappa_is_undefined_only_where_one_grade_is_all_there_is(predicted, grad
     assert plain == pytest.approx(kappa or 0)
 
 
+@pytest.mark.parametrize(
+    ("predicted", "message"),
+    [([0, -1, 2], "-1"), ([0, 1.5, 2], "1.5"), ([0, np.nan, 2], "nan"), ([0, 1], r"\(2,\)")],
+)
+def test_grades_that_are_none_are_refused_and_not_left_out(predicted, message):
+    grades = [0, 1, 2]
+    with pytest.raises(ValueError, match=message):
+        grading.quadratic_kappa(predicted, grades)
+    with pytest.raises(ValueError, match=message):
+        grading.grade_scores(np.eye(5)[grades], grades, predicted)
+    with pytest.raises(ValueError, match=r"labels \[0 2 5\] must lie in 0\.\.4"):
+        grading.grade_scores(np.eye(5)[grades], grades, [0, 2, 5])
+
+
 # --- bootstrap_interval
 
 

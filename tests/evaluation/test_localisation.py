@@ -95,7 +95,17 @@ def test_iou_of_the_same_box_is_one_and_of_boxes_that_touch_is_zero():
     assert localisation.iou((0, 0, 2, 2), (5, 5, 6, 6)) == 0
 
 
-@pytest.mark.parametrize("empty", [(3, 0, 3, 4), (0, 4, 3, 4), (3, 0, 1, 4)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int8, np.float16])
+def test_corners_of_any_type_neither_wrap_nor_overflow(dtype):
+    a, b = np.array([0, 0, 100, 120], dtype), np.array([110, 0, 120, 120], dtype)
+    assert localisation.iou(a, b) == 0
+    assert localisation.iou(a, a) == 1
+
+
+@pytest.mark.parametrize(
+    "empty",
+    [(3, 0, 3, 4), (0, 4, 3, 4), (3, 0, 1, 4), (3, 4, 1, 2), (np.nan, 0, 2, 2), (0, 0, np.inf, 2)],
+)
 def test_iou_refuses_an_empty_box(empty):
     with pytest.raises(ValueError, match="x1 > x0"):
         localisation.iou((0, 0, 2, 2), empty)
@@ -149,6 +159,32 @@ def test_the_best_threshold_for_all_maps_is_found():
     assert localisation.max_box_accuracy(maps, truth, (0.1, 0.2)) == (0, 0.1)
     maps[1] = -1
     assert localisation.max_box_accuracy(maps, truth, (0.1, 0.5)) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("value", "box", "message"),
+    [
+        (np.nan, (0, 0, 2, 2), "the map of image 1 holds NaN or infinite"),
+        (np.inf, (0, 0, 2, 2), "the map of image 1 holds NaN or infinite"),
+        (1, (0, 0, 5, 2), r"box \(0, 0, 5, 2\) of image 1 reaches beyond its map of 4 x 3 pixels"),
+        (1, (-1, 0, 2, 2), "reaches beyond"),
+        (1, (0, 0, 2, np.nan), "reaches beyond"),
+    ],
+)
+def test_maps_that_are_not_finite_and_boxes_of_another_photograph_are_refused(value, box, message):
+    maps = np.zeros((2, 3, 4))
+    maps[:, 0, 0] = 1, value
+    for given in (maps, torch.tensor(maps)):
+        with pytest.raises(ValueError, match=message):
+            localisation.max_box_accuracy(given, [[(0, 0, 2, 2)], [box]], [0.2])
+
+
+def test_no_images_have_no_score():
+    for score, arguments in (("localisation_error", 4), ("known_class_accuracy", 2)):
+        with pytest.raises(ValueError, match="no images"):
+            getattr(localisation, score)(*[[]] * arguments)
+    with pytest.raises(ValueError, match="0 maps for"):
+        localisation.agreement([], [], [])
 
 
 # --- pointing_game, share_inside

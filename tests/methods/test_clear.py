@@ -1,16 +1,19 @@
 """lib.methods.clear against a network computed by hand, Eq. 3 transcribed literally, and Captum."""
 
 import colorsys
+import contextlib
 import copy
 import itertools
 import subprocess
 import sys
 
 import captum.attr
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from torchvision import models
 
 from lib.learning.networks import AllConvNet
@@ -516,6 +519,316 @@ def test_a_step_without_a_reading_is_refused_and_never_taken_for_a_plain_gradien
     network = Hidden(UNREADABLE[name])
     with pytest.raises(ValueError, match=r"no reading of Eq\. 3 is defined for"):
         clear.attentive_responses(network, torch.rand(1, 1, 8, 8), relu)
+
+
+def part(step):
+    """`step`, in place, on the first channel alone."""
+
+    def on_part(a):
+        step(a[:, :1])
+        return a
+
+    return on_part
+
+
+def masked(a):
+    a[a < 0] = 0
+    return a
+
+
+def filled_mask(a):
+    mask = torch.zeros(a.shape)
+    mask[a.detach() > 0] = 1
+    return a * mask
+
+
+def cropped(a):
+    start = int(a.mean((0, 1, 3)).argmax()) // 2
+    return a[:, :, start : start + 3]
+
+
+IN_PLACE_UNREADABLE = {
+    "sigmoid_": torch.sigmoid_,
+    "abs_": torch.abs_,
+    "clamp_": lambda a: a.clamp_(0, 1),
+    "masked_fill_": lambda a: a.masked_fill_(a < 0, 0),
+    "masked": masked,
+    "square": lambda a: a.mul_(a),
+    "ReLU6": nn.ReLU6(inplace=True),
+    "part sigmoid_": part(torch.sigmoid_),
+    "part abs_": part(torch.abs_),
+    "part square": part(lambda a: a.mul_(a)),
+    "part power": part(lambda a: a.pow_(2)),
+    "part hardtanh": part(lambda a: F.hardtanh(a, 0, 1, inplace=True)),
+    "part quotient": part(lambda a: a.div_(a.sum())),
+    "part copied": part(lambda a: a.copy_(a.sigmoid())),
+    "data": lambda a: (a.data.clamp_(0), a)[1],
+    "part of data": lambda a: (a.data[:, :1].clamp_(0), a)[1],
+    "data replaced": lambda a: (setattr(a, "data", a.data.abs()), a)[1],
+    "detached": lambda a: (a.detach().clamp_(0), a)[1],
+    "detach_": lambda a: a.detach_(),
+    "no_grad": torch.no_grad()(lambda a: a.clamp_(0)),
+    "numpy": lambda a: (np.abs(a.detach().numpy(), out=a.detach().numpy()), a)[1],
+}
+# What autograd does not see: the answer would depend on the image in a way that is not read.
+OUT_OF_SIGHT = {
+    "no gradient": torch.no_grad()(lambda a: 2 * a),
+    "inference": torch.inference_mode()(lambda a: 2 * a),
+    "detached": lambda a: a.detach(),
+    "detached gate": lambda a: a * a.mean().sigmoid().detach(),
+    "detached mask": lambda a: a * (a.detach() > 0),
+    "where": lambda a: torch.where(a > 0, a, torch.zeros_like(a)),
+    "number": lambda a: a / a.max().item(),
+    "float": lambda a: a * float(a.detach().mean()),
+    "index": lambda a: a + a[:, [a.mean((0, 2, 3)).argmax()]],
+    "filled mask": filled_mask,
+    "cropped": cropped,
+}
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("name", [*IN_PLACE_UNREADABLE, *OUT_OF_SIGHT])
+def test_a_step_in_place_or_out_of_autograds_sight_is_refused_as_any_other(name, first):
+    torch.manual_seed(9)
+    step = {**IN_PLACE_UNREADABLE, **OUT_OF_SIGHT}[name]
+    network = Hidden((lambda a: a) if first else step)
+    if first:  # the step changes the image itself
+        network = nn.Sequential(Called(step), network)
+    images = torch.randn(1, 1, 8, 8)
+    before = images.clone()
+    for frozen in (False, True):
+        network.requires_grad_(not frozen)
+        with pytest.raises(ValueError, match=r"no reading of Eq\. 3 is defined for"):
+            clear.attentive_responses(network, images)
+    assert torch.equal(images, before)
+
+
+class Called(nn.Module):
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+
+    def forward(self, a):
+        return self.step(a)
+
+
+def zeroed(a):
+    a[:, :1] = 0
+    return a
+
+
+def halved(a):
+    a *= 0.5
+    a -= 0.1
+    return a
+
+
+IN_PLACE_READABLE = {
+    "subtract": (lambda a: a.sub_(0.5), lambda a: a - 0.5),
+    "scale": (halved, lambda a: a / 2 - 0.1),
+    "ReLU": (nn.ReLU(inplace=True), F.relu),
+    "leaky ReLU": (nn.LeakyReLU(0.2, inplace=True), nn.LeakyReLU(0.2)),
+    "zero": (zeroed, lambda a: torch.cat([0 * a[:, :1], a[:, 1:]], 1)),
+    "part": (part(lambda a: a.mul_(3)), lambda a: torch.cat([3 * a[:, :1], a[:, 1:]], 1)),
+    "part ReLU": (part(F.relu_), lambda a: torch.cat([a[:, :1].relu(), a[:, 1:]], 1)),
+    "part added": (part(lambda a: a.add_(a * 2)), lambda a: torch.cat([3 * a[:, :1], a[:, 1:]], 1)),
+    "logged": (lambda a: (a.detach().mean().clamp_(0), a)[1], lambda a: a),
+    "shapes": (lambda a: a + torch.zeros_like(a) + torch.ones(1, 1).type_as(a), lambda a: a + 1),
+    "repeated": (lambda a: a.repeat(1, 1, 2, 1), lambda a: torch.cat([a, a], 2)),
+}
+
+
+@pytest.mark.parametrize("relu", clear.RULES)
+@pytest.mark.parametrize("name", IN_PLACE_READABLE)
+def test_steps_in_place_give_the_responses_of_the_same_steps_out_of_place(name, relu):
+    in_place, plain = IN_PLACE_READABLE[name]
+    images = torch.randn(2, 3, 9, 9)
+    before = images.clone()
+    expected, found = [], []
+    for step, responses in ((plain, expected), (in_place, found)):
+        for where in (0, 1):  # on the image, and on the responses
+            torch.manual_seed(3)
+            layers = [nn.Conv2d(3, 4, 3), nn.Conv2d(4, 3, 3), nn.ReLU()]
+            network = nn.Sequential(*layers[:where], Called(step), *layers[where:], *ending(3))
+            for _ in range(2):
+                responses.append(clear.attentive_responses(network, images, relu)[1])
+    torch.testing.assert_close(found, expected)
+    assert torch.equal(images, before)
+
+
+def test_a_relus_output_that_is_changed_in_place_is_refused_with_what_to_do():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), Called(halved), *ending(4))
+    with pytest.raises(ValueError, match="changes in place what a ReLU or a pooling gave"):
+        clear.attentive_responses(network, torch.randn(1, 3, 9, 9))
+
+
+class Dynamic(nn.Module):
+    """`of` makes the weights of a step from the image."""
+
+    def __init__(self, step, late):
+        super().__init__()
+        self.step, self.stem = step, nn.Conv2d(3, 3, 3) if late else nn.Identity()
+        self.head = nn.Conv2d(3, 2, 1)
+
+    def forward(self, images):
+        a = self.stem(images)
+        return self.head(self.step(a, a.mean((0, 2, 3)))).mean((2, 3))
+
+
+KERNELS = torch.linspace(-1, 1, 81).view(3, 3, 3, 3)
+ZEROS, ONES = torch.zeros(3), torch.ones(3)
+DYNAMIC = {
+    "kernels": lambda a, m: F.conv2d(a, KERNELS * m[:, None, None, None]),
+    "bias": lambda a, m: F.conv2d(a, KERNELS, m),
+    "mean": lambda a, m: F.batch_norm(a, m, ONES, ONES, ZEROS),
+    "variance": lambda a, m: F.batch_norm(a, ZEROS, m * 0 + 1, ONES, ZEROS),
+    "weight": lambda a, m: F.batch_norm(a, ZEROS, ONES, m, ZEROS),
+    "shift": lambda a, m: F.batch_norm(a, ZEROS, ONES, ONES, m),
+}
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("name", DYNAMIC)
+def test_weights_that_are_computed_from_the_image_are_refused_in_any_layer(name, late):
+    with pytest.raises(ValueError, match=r"no reading of Eq\. 3.*(Convolution|BatchNorm)"):
+        clear.attentive_responses(Dynamic(DYNAMIC[name], late), torch.rand(1, 3, 9, 9))
+
+
+class Clone(torch.autograd.Function):
+    """Called as a step of PyTorch's that has a reading, but it is another."""
+
+    @staticmethod
+    def forward(ctx, a):
+        return a.clone()
+
+    @staticmethod
+    def backward(ctx, R):
+        return 2 * R
+
+
+def test_a_function_of_the_users_own_is_refused_whatever_its_name():
+    with pytest.raises(ValueError, match=r"no reading of Eq\. 3 is defined for clone"):
+        clear.attentive_responses(Hidden(Clone.apply), torch.rand(1, 1, 8, 8))
+
+
+class Pooled(nn.Module):
+    def __init__(self, pool, scale=1.0):
+        super().__init__()
+        torch.manual_seed(4)
+        self.features = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Conv2d(6, 5, 3), nn.ReLU())
+        self.head, self.pool = nn.Linear(5, 4), pool
+        self.head.weight.data *= scale
+
+    def forward(self, images):
+        return self.head(self.pool(self.features(images)))
+
+
+@pytest.mark.parametrize("relu", clear.RULES)
+def test_where_maps_are_summed_responses_are_those_of_the_average_of_larger_kernels(relu):
+    """25 places: sum w f + b is mean (25 w) f + b, and R is quadratic in the last kernels."""
+    images = torch.randn(2, 3, 9, 9)
+    summed = Pooled(lambda f: f.sum((2, 3)))
+    scores, responses = clear.attentive_responses(summed, images, relu)
+    averaged = Pooled(lambda f: f.mean((2, 3)), 25.0)
+    expected_scores, expected = clear.attentive_responses(averaged, images, relu)
+    torch.testing.assert_close(scores, expected_scores)
+    torch.testing.assert_close(25**2 * responses, expected, rtol=1e-4, atol=1e-4)
+
+
+class Checkpointed(Pooled):
+    def __init__(self, reentrant):
+        super().__init__(lambda f: f.mean((2, 3)))
+        self.reentrant = reentrant
+
+    def forward(self, images):
+        for layers in self.features[:2], self.features[2:]:
+            images = checkpoint(layers, images, use_reentrant=self.reentrant)
+        return self.head(self.pool(images))
+
+
+def average():
+    return Pooled(lambda f: f.mean((2, 3)))
+
+
+DRESSED = {
+    "checkpoint": lambda: Checkpointed(False),
+    "reentrant checkpoint": lambda: Checkpointed(True),
+    "compiled": lambda: torch.compile(average(), backend="eager"),
+    "DataParallel": lambda: nn.DataParallel(average()),
+}
+
+
+@pytest.mark.parametrize("relu", clear.RULES)
+@pytest.mark.parametrize("name", DRESSED)
+def test_a_checkpointed_compiled_or_parallel_network_has_the_responses_of_the_network_itself(
+    name, relu
+):
+    images = torch.randn(2, 3, 9, 9)
+    expected = clear.attentive_responses(average(), images, relu)
+    found = clear.attentive_responses(DRESSED[name](), images, relu)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_scripted_part_is_refused_since_its_relus_cannot_be_seen():
+    network = average()
+    network.features = torch.jit.script(network.features)
+    with pytest.raises(ValueError, match=r"Pooled's part features is compiled by torch\.jit"):
+        clear.attentive_responses(network, torch.randn(2, 3, 9, 9))
+
+
+def test_a_head_called_twice_is_refused():
+    network = average()
+    twice = Hidden(None)
+    twice.forward = lambda x: (network(x) + network(x.flip(3))) / 2
+    with pytest.raises(ValueError, match="more than once"):
+        clear.attentive_responses(twice, torch.randn(2, 3, 9, 9))
+
+
+@pytest.mark.parametrize("within", [False, True])
+@pytest.mark.parametrize("relu", clear.RULES)
+def test_autocast_gives_the_responses_to_its_precision(relu, within):
+    images = torch.randn(2, 3, 24, 24)
+    _, expected = clear.attentive_responses(average(), images, relu)
+    autocast, network = torch.autocast("cpu", torch.bfloat16), average()
+    if within:
+        network.forward = autocast(network.forward)
+    with contextlib.nullcontext() if within else autocast:
+        _, responses = clear.attentive_responses(network, images, relu)
+    assert responses.dtype == torch.float32
+    assert F.cosine_similarity(responses.flatten(1), expected.flatten(1)).min() > 0.99
+
+
+def test_responses_that_overflow_are_an_error_that_names_the_precision():
+    network, images = average(), torch.rand(2, 3, 9, 9) + 1
+    for layer in (network.features[0], network.features[2], network.head):
+        layer.weight.data = layer.weight.data.abs() * 10
+    scores, responses = clear.attentive_responses(network, images)
+    assert 1e3 < scores.max() < 6e4 and responses.max() > 1e5
+    with pytest.raises(ValueError, match=r"responses hold NaN.*torch\.float16 overflows.*bfloat16"):
+        clear.attentive_responses(network.half(), images.half())
+    _, rounded = clear.attentive_responses(network.bfloat16(), images.bfloat16())
+    assert F.cosine_similarity(rounded.float().flatten(1), responses.flatten(1)).min() > 0.99
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_nan_and_infinite_responses_are_refused_and_not_drawn(wrong):
+    responses = torch.rand(2, 3, 4, 4)
+    responses[1, 2, 3, 0] = wrong
+    for draw in (clear.dominant, lambda R: clear.render(R, (0.1, 0.5, 0.7))):
+        with pytest.raises(ValueError, match=r"responses torch\.float32 hold NaN or infinite"):
+            draw(responses)
+    with pytest.raises(ValueError, match=r"hues \(0\.1, nan, 0\.7\) must lie in"):
+        clear.render(torch.rand(1, 3, 4, 4), (0.1, torch.nan, 0.7))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_the_smallest_and_the_largest_responses_of_a_precision_are_drawn(dtype):
+    for value in (torch.finfo(dtype).smallest_normal / 4, torch.finfo(dtype).max):
+        responses = torch.tensor([[[[value, value / 2, 0]], [[0, 0, 0]]]], dtype=dtype)
+        rendered = clear.render(responses, (0, 0.5))
+        torch.testing.assert_close(
+            rendered[0, 0, :, 0], torch.tensor([1, 0.5, 0], dtype=dtype), rtol=2e-2, atol=0
+        )
 
 
 LINEAR = {
