@@ -12,6 +12,33 @@ from torch.nn import functional
 _SMOOTHING = 0.1
 
 
+def require_labels(labels: Tensor, classes: int, whose: str = "a batch") -> None:
+    """Refuse labels that the losses would read each in its own way: -100 is one.
+
+    Args:
+        labels: of any shape and type.
+        classes: N, how many grades there are.
+        whose: labels, for the message.
+
+    Raises:
+        ValueError: they are not (n,) int64 in 0..N-1; the message tells which and how many.
+    """
+    if labels.dtype != torch.int64 or labels.ndim != 1:
+        raise ValueError(
+            f"the labels of {whose} are {labels.dtype} {tuple(labels.shape)}: one whole number "
+            "(int64) is needed for each example"
+        )
+    outside = labels[(labels < 0) | (labels >= classes)]
+    if len(outside):
+        values, counts = outside.unique(return_counts=True)
+        found = [f"{value} ({count})" for value, count in zip(values[:5], counts, strict=False)]
+        raise ValueError(
+            f"the labels of {whose} are to be 0 to {classes - 1}, the grades that the network "
+            f"answers, and {len(outside)} of {len(labels)} are not: {', '.join(found)}. Leave "
+            "those examples out or label them anew, or build a network of more grades"
+        )
+
+
 def cross_entropy(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """-log softmax(S)_y, the paper's loss: every wrong grade is as wrong as any other.
 
@@ -21,7 +48,11 @@ def cross_entropy(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         The losses (B,) and their numbers of terms (B,), all 1.
+
+    Raises:
+        ValueError: as `require_labels`, like every loss.
     """
+    require_labels(labels, scores.shape[1])
     losses = functional.cross_entropy(scores, labels, reduction="none")
     return losses, torch.ones_like(losses)
 
@@ -36,6 +67,7 @@ def label_smoothing(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         The losses (B,) and their numbers of terms (B,), all 1.
     """
+    require_labels(labels, scores.shape[1])
     losses = functional.cross_entropy(scores, labels, reduction="none", label_smoothing=_SMOOTHING)
     return losses, torch.ones_like(losses)
 
@@ -71,6 +103,7 @@ def corn(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         The losses (B,), summed over an example's tasks, and its numbers of tasks (B,).
     """
+    require_labels(labels, scores.shape[1])
     log_odds = scores.diff(dim=1)
     tasks = torch.arange(scores.shape[1] - 1, device=scores.device)
     above = (labels[:, None] > tasks).to(log_odds)

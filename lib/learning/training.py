@@ -4,7 +4,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # Fabric and scikit-learn are slow to import: whoever only pr
 
 _LINE = "epoch {epoch:3d}  loss {loss:.3f}  val loss {val_loss:.3f}  accuracy {val_accuracy:.3f}"
 _Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+_FOLDS = 5
 _KEPT = "The checkpoint of the epoch before is kept."
 
 
@@ -56,9 +57,13 @@ def fit(
     statistics on GPUs only. A finished run with the same settings is loaded, not repeated; one with
     others is kept beside, as `<out>.1`, `.2`, ... PyTorch's CPU generator is left as it was.
 
+    Before the first epoch a few examples go through the network, and a data set without `grades` is
+    read once for its labels.
+
     Args:
         network: scores (B, N) from images (B, C, H, W). It is left on the device, in evaluation
-            mode, with the weights that are kept.
+            mode, with the weights that are kept. Around it or its layers `torch.compile` and
+            `DataParallel` may be: the weights have their plain names.
         train: dataset of (image (C, H, W) float32, label int).
         val: likewise; looked at, not learnt from.
         out: folder for weights.safetensors, history.csv, metrics.json and config.json, and after
@@ -85,9 +90,12 @@ def fit(
         learning_rate, seconds of the training pass, wait_share (of them, waiting for images), kept.
 
     Raises:
-        ValueError: settings that cannot be, a grade that `train` lacks, an unfinished run with
-            other settings, a loss that is not finite, a damaged checkpoint.
+        ValueError: settings that cannot be, labels that are no grades, a grade that `train` lacks,
+            scores that are not (B, N), an unfinished run with other settings, an `out` that is not
+            a run's, a loss that is not finite, a damaged checkpoint.
+        RuntimeError: another process trains in `out`.
         MemoryError: memory runs out; the message names what to change.
+        OSError: the disk is full or does not let write; the checkpoint before is kept.
     """
     fabric = fabric or _one_device(device)
     out = Path(out)
@@ -100,7 +108,7 @@ def fit(
         "balanced": balanced,
         "select": select,
         "accumulate": accumulate,
-        "network": type(network).__name__,
+        "network": type(checkpoint.unwrapped(network)).__name__,
         "precision": fabric.strategy.precision.precision,
         "train": len(train),
         "val": len(val),
@@ -109,65 +117,75 @@ def fit(
     if fabric.world_size > 1 and fabric.device.type == "cuda":
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     network.to(fabric.device, memory_format=torch.channels_last)
-    _check(settings, network, train, val, fabric)
-    _claim_together(fabric, out, settings)
-
-    optimiser = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=1e-4)
-    steps = epochs * math.ceil(len(train) / batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps)
-    parts = {"network": network, "optimiser": optimiser, "schedule": schedule}
-    history, best = checkpoint.resume_checkpoint(out, parts, fabric.device)
-    if history and fabric.is_global_zero:
-        done = len(history)
-        print(f"continues after epoch {done} of {epochs}" if done < epochs else "already trained")
-    model = torch.compile(network) if compiled else network
-    model, optimiser = fabric.setup(model, optimiser)
-
-    grades = train.grades if balanced else None
-    rank, world = fabric.global_rank, fabric.world_size
-    for epoch in range(len(history) + 1, epochs + 1):
-        batches = _batches(len(train), batch_size, seed, epoch, grades, rank, world)
-        loader = DataLoader(
-            _Seeded(train),
-            batch_sampler=batches,
-            num_workers=workers,
-            pin_memory=fabric.device.type == "cuda",
-        )
-        with _memory_named(settings):
-            mean, seconds, waited = _train_epoch(
-                fabric, model, optimiser, schedule, loader, losses.LOSSES[loss], accumulate, epoch
+    with _memory_named(settings):
+        _check(settings, network, train, val, fabric, workers)
+    with _claimed(fabric, out, settings):
+        optimiser = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=1e-4)
+        steps = epochs * math.ceil(len(train) / batch_size)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps)
+        parts = {"network": network, "optimiser": optimiser, "schedule": schedule}
+        history, best = checkpoint.resume_checkpoint(out, settings, parts, fabric.device)
+        if history and fabric.is_global_zero:
+            done = len(history)
+            print(
+                f"continues after epoch {done} of {epochs}" if done < epochs else "already trained"
             )
-        scores, labels = _predict_together(fabric, network, val, len(batches[0]), workers)
-        row = {
-            "epoch": epoch,
-            "loss": mean,
-            **_validation(scores, labels, loss),
-            "learning_rate": schedule.get_last_lr()[0],
-            "seconds": seconds,
-            "wait_share": waited / seconds,
-        }
-        if not math.isfinite(row["val_loss"]):
-            raise ValueError(
-                f"epoch {epoch}: loss {mean:g}, then val loss {row['val_loss']}; "
-                f"lower learning_rate. {_KEPT}"
+        model = torch.compile(network) if compiled else network
+        model, optimiser = fabric.setup(model, optimiser)
+
+        grades = train.grades if balanced else None
+        rank, world = fabric.global_rank, fabric.world_size
+        for epoch in range(len(history) + 1, epochs + 1):
+            batches = _batches(len(train), batch_size, seed, epoch, grades, rank, world)
+            loader = DataLoader(
+                _Seeded(train),
+                batch_sampler=batches,
+                num_workers=workers,
+                pin_memory=fabric.device.type == "cuda",
             )
-        highest = max((earlier["val_kappa"] for earlier in history), default=-math.inf)
-        if select == "kappa" and row["val_kappa"] > highest:
-            best = {name: value.clone() for name, value in network.state_dict().items()}
-        history.append(row)
+            with _memory_named(settings):
+                mean, seconds, waited = _train_epoch(
+                    fabric,
+                    model,
+                    optimiser,
+                    schedule,
+                    loader,
+                    losses.LOSSES[loss],
+                    accumulate,
+                    epoch,
+                )
+            scores, labels = _predict_together(fabric, network, val, len(batches[0]), workers)
+            row = {
+                "epoch": epoch,
+                "loss": mean,
+                **_validation(scores, labels, loss),
+                "learning_rate": schedule.get_last_lr()[0],
+                "seconds": seconds,
+                "wait_share": waited / seconds,
+            }
+            if not math.isfinite(row["val_loss"]):
+                raise ValueError(
+                    f"epoch {epoch}: loss {mean:g}, then val loss {row['val_loss']}; "
+                    f"lower learning_rate. {_KEPT}"
+                )
+            highest = max((earlier["val_kappa"] for earlier in history), default=-math.inf)
+            if select == "kappa" and row["val_kappa"] > highest:
+                state = checkpoint.state_of(network)
+                best = {name: value.clone() for name, value in state.items()}
+            history.append(row)
+            if fabric.is_global_zero:
+                report(history) if report else print(_LINE.format(**row))
+                checkpoint.save_checkpoint(out, settings, parts, history, best)
+
+        if best:
+            checkpoint.fill(network, best)
+        network.eval()
+        kept = max(history, key=lambda row: row["val_kappa"]) if select == "kappa" else history[-1]
+        history = [row | {"kept": row is kept} for row in history]
         if fabric.is_global_zero:
-            report(history) if report else print(_LINE.format(**row))
-            checkpoint.save_checkpoint(out, parts, history, best)
-
-    if best:
-        network.load_state_dict(best)
-    network.eval()
-    kept = max(history, key=lambda row: row["val_kappa"]) if select == "kappa" else history[-1]
-    history = [row | {"kept": row is kept} for row in history]
-    if fabric.is_global_zero:
-        checkpoint.save_run(out, network, history)
-    fabric.barrier()
-    return pd.DataFrame(history)
+            checkpoint.save_run(out, settings, network, history)
+        fabric.barrier()
+        return pd.DataFrame(history)
 
 
 def fit_head(
@@ -201,7 +219,9 @@ def fit_head(
         A history of one row; its loss is the cross-validated one.
 
     Raises:
-        ValueError: an unfinished run in `out`.
+        ValueError: labels that are no grades, a grade with fewer than 5 photographs in `train`,
+            an unfinished run in `out`, an `out` that is not a run's.
+        RuntimeError: another process trains in `out`.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
@@ -210,32 +230,35 @@ def fit_head(
 
     out = Path(out)
     settings = {"strengths": list(strengths), "network": type(network).__name__, **(config or {})}
-    checkpoint.claim_run(out, settings)
-    network.to(device).eval()
-    sequences, grades = _sequences(network, train, device)
-    photographs = np.tile(np.arange(len(train)), 2)
-    folds = StratifiedGroupKFold(5, shuffle=True, random_state=0)
-    search = GridSearchCV(
-        make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)),
-        {"logisticregression__C": list(strengths)},
-        scoring="neg_log_loss",
-        cv=folds,
-    ).fit(sequences, grades, groups=photographs)
+    classes = network.head.out_channels
+    _require_each(_labels("train", train, classes, 16), classes, _FOLDS)
+    _labels("val", val, classes, 16)
+    with checkpoint.claim_run(out, settings):
+        network.to(device).eval()
+        sequences, grades = _sequences(network, train, device)
+        photographs = np.tile(np.arange(len(train)), 2)
+        folds = StratifiedGroupKFold(_FOLDS, shuffle=True, random_state=0)
+        search = GridSearchCV(
+            make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000)),
+            {"logisticregression__C": list(strengths)},
+            scoring="neg_log_loss",
+            cv=folds,
+        ).fit(sequences, grades, groups=photographs)
 
-    scaler, model = search.best_estimator_.named_steps.values()
-    weight = model.coef_ / scaler.scale_
-    bias = model.intercept_ - weight @ scaler.mean_
-    with torch.no_grad():
-        network.head.weight.copy_(torch.from_numpy(weight)[:, :, None, None])
-        network.head.bias.copy_(torch.from_numpy(bias))
-    row = {
-        "epoch": 1,
-        "loss": -search.best_score_,
-        **_validation(*predict(network, val, device), "cross-entropy"),
-        "C": model.C,
-        "kept": True,
-    }
-    return checkpoint.save_run(out, network, [row])
+        scaler, model = search.best_estimator_.named_steps.values()
+        weight = model.coef_ / scaler.scale_
+        bias = model.intercept_ - weight @ scaler.mean_
+        with torch.no_grad():
+            network.head.weight.copy_(torch.from_numpy(weight)[:, :, None, None])
+            network.head.bias.copy_(torch.from_numpy(bias))
+        row = {
+            "epoch": 1,
+            "loss": -search.best_score_,
+            **_validation(*predict(network, val, device), "cross-entropy"),
+            "C": model.C,
+            "kept": True,
+        }
+        return checkpoint.save_run(out, settings, network, [row])
 
 
 @torch.no_grad()
@@ -259,14 +282,33 @@ def predict(
 
     Returns:
         Scores (n, N) and labels (n,) int64, on the CPU.
+
+    Raises:
+        ValueError: the network gives something else than scores (B, N).
     """
     network.eval()
     loader = DataLoader(dataset, batch_size, sampler=only, num_workers=workers)
     scores, truth = [], []
     for images, labels in _arriving(loader, device):
-        scores.append(network(images).cpu())
+        scores.append(_scores(network, images).cpu())
         truth.append(labels.cpu())
     return torch.cat(scores), torch.cat(truth)
+
+
+def _scores(network: nn.Module, images: Tensor) -> Tensor:
+    """What the network gives for images (B, C, H, W), which has to be scores (B, N)."""
+    scores = network(images)
+    found = f"a {type(scores).__name__}"
+    if isinstance(scores, Tensor):
+        found = f"a tensor {tuple(scores.shape)}"
+        if scores.ndim == 2 and len(scores) == len(images) and scores.shape[1] > 1:
+            return scores
+    raise ValueError(
+        f"{type(checkpoint.unwrapped(network)).__name__} gives {found} for {len(images)} images "
+        f"in {'training' if network.training else 'evaluation'} mode, where scores ({len(images)}, "
+        "N), one for each of N > 1 grades, are needed: let its forward return these alone, as "
+        "torchvision's GoogLeNet and Inception do with `network.aux_logits = False`"
+    )
 
 
 def _batches(
@@ -357,7 +399,7 @@ def _backward(
     found, terms = [], 0
     for number, (some, truth) in enumerate(pieces, 1):
         with fabric.no_backward_sync(model, enabled=number < len(pieces)):
-            each, weights = objective(model(some), truth)
+            each, weights = objective(_scores(model, some), truth)
             fabric.backward(each.sum())
         found.append(each.detach())
         terms += weights.sum()
@@ -432,7 +474,12 @@ def _one_device(device: str | torch.device) -> "Fabric":
 
 
 def _check(
-    settings: dict[str, Any], network: nn.Module, train: Dataset, val: Dataset, fabric: "Fabric"
+    settings: dict[str, Any],
+    network: nn.Module,
+    train: Dataset,
+    val: Dataset,
+    fabric: "Fabric",
+    workers: int,
 ) -> None:
     """Refuse, before anything is written, what cannot be trained."""
     for name in ("epochs", "batch_size", "accumulate", "train", "val"):
@@ -441,36 +488,102 @@ def _check(
     for name, known in (("loss", list(losses.LOSSES)), ("select", ["last", "kappa"])):
         if settings[name] not in known:
             raise ValueError(f"{name} is {settings[name]!r}; choose one of {', '.join(known)}")
-    smallest = len(train) // math.ceil(len(train) / settings["batch_size"])
-    if fabric.world_size > min(smallest, len(val)):
+    count, size, world = len(train), settings["batch_size"], fabric.world_size
+    smallest = count // math.ceil(count / size)
+    if world > min(smallest, len(val)):
         raise ValueError(
-            f"{fabric.world_size} processes cannot share a batch of {smallest} or validate on "
-            f"{len(val)}: start fewer, or raise batch_size from {settings['batch_size']}"
+            f"{world} processes cannot share a batch of {smallest} or validate on {len(val)}: "
+            f"start fewer, or raise batch_size from {size}"
         )
-    grades = getattr(train, "grades", None)
-    if grades is None and settings["balanced"]:
+    known = getattr(train, "grades", None) is not None
+    if settings["balanced"] and not known:
         raise ValueError("balanced needs train.grades, the label of every example, int64")
-    if grades is not None:
-        classes = predict(network, val, fabric.device, only=[0])[0].shape[1]
-        counts = grades.bincount(minlength=classes).tolist()
-        if len(counts) > classes or 0 in counts:
+
+    parts = set()
+    for rank in range(world):
+        for batch in _batches(count, size, 0, 1, None, rank, world):
+            parts |= {len(part) for part in torch.empty(len(batch)).chunk(settings["accumulate"])}
+    try:
+        classes = _try(checkpoint.unwrapped(network), val, fabric.device, min(2, *parts))
+    except Exception as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise ValueError(
+            f"a batch normalisation is left with one value a channel, as a part of a batch is "
+            f"{min(parts)} photograph of {count}, with batch_size {size}, accumulate "
+            f"{settings['accumulate']} and {world} process(es): take another batch_size, or a "
+            "smaller accumulate"
+        ) from error
+    for name, value in network.state_dict().items():
+        if not isinstance(value, Tensor) or value.layout != torch.strided:
             raise ValueError(
-                f"train has {counts} examples of the grades 0, 1, ..., and the network answers 0 "
-                f"to {classes - 1}: each needs one. Add examples, or build another network"
+                f"{name} in the network's state_dict is a {type(value).__name__}, and only dense "
+                "tensors can be kept in weights.safetensors: make it one, or a plain attribute"
             )
+    labels = _labels("train", train, classes, size, workers)
+    _labels("val", val, classes, size, workers)
+    if known:
+        _require_each(labels, classes)
 
 
-def _claim_together(fabric: "Fabric", out: Path, settings: dict[str, Any]) -> None:
-    """`checkpoint.claim_run` by one process; where it refuses, all of them raise."""
-    refusal = ""
-    if fabric.is_global_zero:
-        try:
-            checkpoint.claim_run(out, settings)
-        except ValueError as error:
-            refusal = str(error)
-    refusal = fabric.broadcast(refusal)
-    if refusal:
-        raise ValueError(refusal)
+@torch.no_grad()
+def _try(network: nn.Module, val: Dataset, device: torch.device, count: int) -> int:
+    """How many grades the network answers; in training mode it is tried on `count` images.
+
+    Afterwards running statistics are what they were.
+    """
+    image = next(iter(DataLoader(val, 1)))[0].to(device)
+    classes = _scores(network.eval(), image).shape[1]
+    before = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    try:
+        _scores(network.train(), image.repeat(count, 1, 1, 1))
+    finally:
+        for name, buffer in network.named_buffers():
+            buffer.copy_(before[name])
+    return classes
+
+
+def _labels(name: str, dataset: Dataset, classes: int, batch_size: int, workers: int = 0) -> Tensor:
+    """The labels of all examples, (n,) int64: its `grades`, else read one by one."""
+    labels = getattr(dataset, "grades", None)
+    if labels is None:
+        loader = DataLoader(dataset, batch_size, num_workers=workers)
+        labels = [some for _, some in loader]
+        if not all(isinstance(some, Tensor) for some in labels):
+            raise ValueError(
+                f"the labels of {name} are {labels[0]!r} and the like: numbers are needed"
+            )
+        labels = torch.cat(labels)
+    labels = torch.as_tensor(labels)
+    losses.require_labels(labels, classes, name)
+    if len(labels) != len(dataset):
+        raise ValueError(f"{name} has {len(dataset)} examples and {len(labels)} grades")
+    return labels
+
+
+def _require_each(labels: Tensor, classes: int, least: int = 1) -> None:
+    counts = labels.bincount(minlength=classes).tolist()
+    if min(counts) < least:
+        raise ValueError(
+            f"train has {counts} examples of the grades 0, 1, ..., and the network answers 0 to "
+            f"{classes - 1}: each needs {least} at least. Add examples, or build another network"
+        )
+
+
+@contextmanager
+def _claimed(fabric: "Fabric", out: Path, settings: dict[str, Any]) -> Iterator[None]:
+    """`checkpoint.claim_run` by one process for all; where it refuses, all of them raise."""
+    refusal = None
+    with ExitStack() as held:
+        if fabric.is_global_zero:
+            try:
+                held.enter_context(checkpoint.claim_run(out, settings))
+            except Exception as error:
+                refusal = error
+        refusal = fabric.broadcast(refusal)
+        if refusal is not None:
+            raise refusal
+        yield
 
 
 @contextmanager

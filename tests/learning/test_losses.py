@@ -176,3 +176,23 @@ def test_corns_scores_for_an_even_chance_are_not_above(dtype):
 def test_the_expected_grade_weighs_the_grades_with_their_probabilities():
     p = torch.tensor([[1, 0, 0], [0.5, 0.5, 0], [0.2, 0.1, 0.7]])
     np.testing.assert_allclose(losses.expected(p), [0, 0.5, 1.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("loss", losses.LOSSES)
+@pytest.mark.parametrize("label", [-100, -1, 5, 255])
+def test_a_label_that_is_no_grade_is_refused_by_every_loss(loss, label):
+    labels = LABELS.clone()
+    labels[[0, 3]] = label
+    with pytest.raises(ValueError, match=rf"are to be 0 to 4.* 2 of 8 are not: {label} \(2\)"):
+        losses.LOSSES[loss](scores(), labels)
+
+
+@pytest.mark.parametrize("labels", [LABELS.float(), LABELS.int(), LABELS[:, None], LABELS == 1])
+def test_labels_that_are_not_a_row_of_whole_numbers_are_refused(labels):
+    with pytest.raises(ValueError, match=r"labels of train are torch\.\w+ \(.*: one whole number"):
+        losses.require_labels(labels, 5, "train")
+
+
+def test_no_more_than_five_values_are_listed():
+    with pytest.raises(ValueError, match=r"7 of 9 are not: 2 \(1\), 3.*, 6 \(1\)\. Leave"):
+        losses.require_labels(torch.arange(9), 2)

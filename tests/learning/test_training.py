@@ -1,6 +1,7 @@
 """Training against a re-implementation in NumPy, interrupted wherever it writes, killed, shared."""
 
 import contextlib
+import errno
 import io
 import json
 import math
@@ -8,6 +9,8 @@ import multiprocessing
 import os
 import signal
 import threading
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -44,7 +47,7 @@ class Examples(torch.utils.data.Dataset):
 
     def __init__(self, n=10, stop=None, dtype=torch.float32, flips=True):
         generator = torch.Generator().manual_seed(n)
-        self.labels = torch.arange(n) % 3
+        self.labels = self.grades = torch.arange(n) % 3
         noise = torch.randn(n, 1, 4, 4, generator=generator, dtype=dtype)
         self.images = noise + self.labels[:, None, None, None]
         self.order, self.flipped, self.stop, self.flips = [], [], stop, flips
@@ -62,11 +65,20 @@ class Examples(torch.utils.data.Dataset):
 
 
 class Graded(Examples):
-    """The labels are known without reading the images: 6, 3, 1 of ten are of class 0, 1, 2."""
+    """6, 3, 1 of ten are of class 0, 1, 2."""
 
     def __init__(self, n=10, **options):
         super().__init__(n, **options)
         self.labels = self.grades = torch.tensor([0, 0, 1, 0, 0, 1, 0, 1, 0, 2]).repeat(n // 10)
+
+
+class Unlabelled(Examples):
+    """The labels are known from the examples alone; those of the first are given."""
+
+    def __init__(self, first=(), n=20):
+        super().__init__(n, flips=False)
+        del self.grades
+        self.labels[: len(first)] = torch.tensor(first, dtype=torch.int64)
 
 
 def network(seed=0):
@@ -96,7 +108,7 @@ def linear():
 
 def fit(out, net=None, train=None, **changes):
     arguments = {"epochs": 3, "batch_size": 4, "seed": 5, "config": {"channels": (4,)}} | changes
-    net = net or network()
+    net = network() if net is None else net
     return net, training.fit(net, train or Examples(), Examples(7, flips=False), out, **arguments)
 
 
@@ -443,17 +455,15 @@ def test_killed_while_it_writes_a_checkpoint_it_continues_from_the_one_before(
     tmp_path, undisturbed
 ):
     def dying():
-        save, saved = torch.save, []
+        write, written = Path.write_bytes, []
 
-        def half(states, path):
-            whole = io.BytesIO()
-            save(states, whole)
-            path.write_bytes(whole.getvalue()[: len(whole.getvalue()) // (len(saved) + 1)])
-            saved.append(path)
-            if len(saved) == 2:
+        def half(path, content):
+            written.append(path)
+            write(path, content[: len(content) // len(written)])
+            if len(written) == 2:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-        torch.save = half
+        Path.write_bytes = half
         fit(tmp_path / "run")
 
     killed(dying)
@@ -506,6 +516,214 @@ def test_a_finished_run_is_loaded_and_one_with_other_settings_kept_beside(tmp_pa
     assert "kept as run.1" in capsys.readouterr().out
     assert contents(tmp_path / "run.1") == before
     assert_same_weights(load_file(out / "weights.safetensors"), other.state_dict())
+
+
+def test_where_the_disk_is_full_the_last_whole_checkpoint_is_kept_and_continued(
+    tmp_path, monkeypatch, undisturbed
+):
+    write, written = Path.write_bytes, []
+
+    def full(path, content):
+        written.append(path)
+        if len(written) == 3:
+            write(path, content[:1000])
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(
+        OSError, match=r"checkpoint\.pt cannot be written .No space left.*make room"
+    ):
+        fit(tmp_path / "run")
+    monkeypatch.undo()
+    assert contents(tmp_path / "run").keys() == {"config.json", "checkpoint.pt"}
+    again = Examples()
+    net, table = fit(tmp_path / "run", network(seed=1), again)
+    assert len(again.order) == 10
+    assert_same(net, table, undisturbed)
+
+
+@pytest.mark.parametrize("name", ["history.csv", "metrics.json", "weights.safetensors"])
+@pytest.mark.parametrize("content", [None, b"", b"edited"])
+def test_what_was_emptied_or_edited_in_a_finished_run_is_written_again(tmp_path, name, content):
+    out = tmp_path / "run"
+    fit(out)
+    before = contents(out)
+    (out / name).unlink()
+    if content is not None:
+        (out / name).write_bytes(content)
+    fit(out, network(seed=1), Examples(stop=0))
+    assert contents(out) == before
+
+
+@pytest.mark.parametrize(("name", "said"), [("checkpoint.pt", "damaged"), ("config.json", "empty")])
+def test_what_cannot_be_made_again_is_named_where_it_was_emptied(tmp_path, name, said):
+    out = tmp_path / "run"
+    fit(out)
+    (out / name).write_bytes(b"")
+    before = contents(out)
+    with pytest.raises(ValueError, match=rf"{said}.*(put a whole copy|put the run's)"):
+        fit(out)
+    assert contents(out) == before
+
+
+def test_what_is_no_runs_folder_is_refused_and_left_as_it_is(tmp_path):
+    out = tmp_path / "mine"
+    out.mkdir()
+    (out / "photo.jpg").write_bytes(b"mine")
+    message = "mine is there already, and is no run's folder"
+    with pytest.raises(ValueError, match=message):
+        fit(out)
+    with pytest.raises(ValueError, match=message):
+        training.fit_head(Headed(), shaped(30, 0), shaped(15, 1), out)
+    assert contents(out) == {"photo.jpg": b"mine"}
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_of_two_trainings_of_one_name_the_second_is_told_who_holds_it(tmp_path, undisturbed):
+    out = tmp_path / "run"
+
+    def another(history):
+        if len(history) == 2:
+            for second in (
+                lambda: fit(out, network(seed=1), learning_rate=1.0),
+                lambda: training.fit_head(Headed(), shaped(30, 0), shaped(15, 1), out),
+            ):
+                holder = rf"training .*run \(process {os.getpid()} on .*wait until it has ended"
+                with pytest.raises(RuntimeError, match=holder):
+                    second()
+
+    net, table = fit(out, report=another)
+    assert_same(net, table, undisturbed)
+    assert_same_weights(load_file(out / "weights.safetensors"), net.state_dict())
+    assert json.loads((out / "config.json").read_text())["learning_rate"] == 3e-3
+
+
+# Networks that are not plain
+
+
+def eager(net):
+    return torch.compile(net, backend="eager")
+
+
+@pytest.mark.parametrize("wrap", [eager, nn.DataParallel, lambda net: eager(nn.DataParallel(net))])
+def test_a_network_that_is_wrapped_already_leaves_what_the_plain_one_does(
+    tmp_path, undisturbed, wrap
+):
+    net, out = network(), tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        fit(out, wrap(net), Examples(stop=15))
+    net = network(seed=1)
+    _, table = fit(out, wrap(net))
+    assert_same(net, table, undisturbed)
+    assert_same_weights(load_file(out / "weights.safetensors"), net.state_dict())
+    assert json.loads((out / "config.json").read_text())["network"] == "Sequential"
+    same = network(seed=2)
+    fit(out, same, Examples(stop=0))
+    assert_same(same, table, undisturbed)
+
+
+def test_tied_weights_are_trained_kept_and_continued(tmp_path):
+    def tied(seed):
+        torch.manual_seed(seed)
+        net = nn.Sequential(nn.Flatten(), nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 3))
+        net[2].weight = net[1].weight
+        return net
+
+    whole = fit(tmp_path / "whole", tied(0), select="kappa")
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "run", tied(0), Examples(stop=15), select="kappa")
+    net, table = fit(tmp_path / "run", tied(1), select="kappa")
+    assert net[1].weight is net[2].weight
+    assert_same(net, table, whole)
+    weights = load_file(tmp_path / "run" / "weights.safetensors")
+    assert_same_weights(weights, net.state_dict())
+
+
+class Stateful(nn.Linear):
+    def get_extra_state(self):
+        return {"calls": 3}
+
+    def set_extra_state(self, state):
+        pass
+
+
+def test_a_state_that_cannot_be_kept_is_refused_before_training(tmp_path):
+    net = nn.Sequential(nn.Flatten(), Stateful(16, 3))
+    with pytest.raises(ValueError, match=r"1\._extra_state .* is a dict, and only dense tensors"):
+        fit(tmp_path / "run", net)
+    assert not list(tmp_path.iterdir())
+
+
+class Outputs(NamedTuple):
+    logits: torch.Tensor
+    aux: torch.Tensor | None = None
+
+
+class Answering(nn.Module):
+    """`change` is made to the scores, in training mode or in both."""
+
+    def __init__(self, change, always):
+        super().__init__()
+        self.linear, self.change, self.always = nn.Linear(16, 3), change, always
+
+    def forward(self, images):
+        scores = self.linear(images.flatten(1))
+        return self.change(scores) if self.always or self.training else scores
+
+
+@pytest.mark.parametrize("always", [True, False], ids=["always", "in training"])
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (Outputs, "a Outputs"),
+        (lambda scores: (scores, scores), "a tuple"),
+        (lambda scores: {"logits": scores}, "a dict"),
+        (lambda scores: [scores], "a list"),
+        (lambda scores: None, "a NoneType"),
+        (lambda scores: scores[:, 0], r"a tensor \(\d+,\)"),
+        (lambda scores: scores[:, :1], r"a tensor \(\d+, 1\)"),
+        (lambda scores: scores[:, :, None, None], r"a tensor \(\d+, 3, 1, 1\)"),
+        (lambda scores: scores.mean(0, keepdim=True).repeat(9, 1), r"a tensor \(9, 3\)"),
+    ],
+)
+def test_scores_that_are_no_tensor_b_n_are_refused_before_training(tmp_path, change, found, always):
+    mode = "evaluation" if always else "training"
+    message = rf"Answering gives {found} for \d+ images in {mode} mode, .*aux_logits = False"
+    with pytest.raises(ValueError, match=message):
+        fit(tmp_path / "run", Answering(change, always))
+    assert not list(tmp_path.iterdir())
+    if always:
+        with pytest.raises(ValueError, match=message):
+            training.predict(Answering(change, always), Examples())
+
+
+def normalised():
+    """Batch normalisation of one value a channel."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate", "alone"),
+    [(5, 1, False), (5, 2, False), (3, 2, True), (4, 3, True), (1, 1, True), (5, 4, True)],
+)
+def test_one_photograph_alone_in_batch_normalisation_is_said_before_training(
+    tmp_path, batch_size, accumulate, alone
+):
+    net, options = normalised(), {"batch_size": batch_size, "accumulate": accumulate}
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    if not alone:
+        assert len(fit(tmp_path / "run", net, **options)[1]) == 3
+        return
+    message = f"1 photograph of 10, with batch_size {batch_size}, accumulate {accumulate} and 1 pro"
+    for wrap in (lambda net: net, eager):
+        with pytest.raises(ValueError, match=message):
+            fit(tmp_path / "run", wrap(net), **options)
+    assert_same_weights(net.state_dict(), before)
+    assert not list(tmp_path.iterdir())
+    options = {"epochs": 1, "batch_size": batch_size, "accumulate": accumulate}
+    fit(tmp_path / "maps", network(), **options)  # of a map there are many values
 
 
 # Several processes
@@ -604,6 +822,59 @@ def test_a_last_step_that_diverges_is_not_kept_though_the_loss_before_it_was_fin
     assert contents(tmp_path / "run").keys() == {"config.json"}
 
 
+@pytest.mark.parametrize("loss", losses.LOSSES)
+@pytest.mark.parametrize("whose", ["train", "val"])
+@pytest.mark.parametrize(
+    ("first", "said"),
+    [
+        ([-100], r"1 of 20 are not: -100 \(1\)"),
+        ([7, -1, 7], r"3 of 20 are not: -1 \(1\), 7 \(2\)"),
+        ([3], r"1 of 20 are not: 3 \(1\)"),
+    ],
+)
+def test_labels_that_are_no_grades_are_refused_before_the_first_epoch(
+    tmp_path, loss, whose, first, said
+):
+    unknown, known = Unlabelled(first), Unlabelled(first)
+    known.grades = known.labels
+    message = f"labels of {whose} are to be 0 to 2, the grades that the network answers, and {said}"
+    for dataset in (unknown, known):
+        both = {"train": Unlabelled(), "val": Unlabelled()} | {whose: dataset}
+        with pytest.raises(ValueError, match=message):
+            training.fit(network(), **both, out=tmp_path / "run", epochs=3, loss=loss)
+        with pytest.raises(ValueError, match=message):
+            training.fit_head(Headed(1), **both, out=tmp_path / "run")
+    assert known.order in ([], [0])
+    assert not list(tmp_path.iterdir())
+
+
+def test_labels_that_are_not_those_that_the_dataset_tells_are_refused_when_they_come(tmp_path):
+    train = Unlabelled([-100])
+    train.grades = torch.arange(20) % 3
+    with pytest.raises(ValueError, match=r"labels of a batch .* not: -100 \(1\)"):
+        fit(tmp_path / "run", train=train)
+    assert contents(tmp_path / "run").keys() == {"config.json"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (torch.arange(10.0) % 3, r"torch.float32 \(10,\)"),
+        (torch.arange(10)[:, None] % 3, r"torch.int64 \(10, 1\)"),
+        (torch.eye(3)[torch.arange(10) % 3], r"torch.float32 \(10, 3\)"),
+        ((torch.arange(10) % 3).int(), r"torch.int32 \(10,\)"),
+    ],
+)
+def test_labels_that_are_not_one_whole_number_each_are_refused(tmp_path, labels, said):
+    train = TensorDataset(Examples().images, labels)
+    with pytest.raises(ValueError, match=f"labels of train are {said}: one whole number"):
+        fit(tmp_path / "run", train=train)
+    named = [(image, "mild") for image in Examples().images]
+    with pytest.raises(ValueError, match=r"labels of train are .*mild"):
+        fit(tmp_path / "run", train=named)
+    assert not list(tmp_path.iterdir())
+
+
 def graded(labels):
     train = Graded()
     train.grades = train.labels = torch.tensor(labels)
@@ -624,15 +895,15 @@ def graded(labels):
             "loss is 'mse'; choose one of cross-entropy, label-smoothing, corn, expected-grade",
         ),
         ({"select": "test"}, "select is 'test'; choose one of last, kappa"),
-        ({"balanced": True}, "balanced needs train.grades"),
-        ({"train": Graded(5)}, r"train has \[0, 0, 0\] examples of the grades"),
+        ({"balanced": True, "train": Unlabelled()}, "balanced needs train.grades"),
+        ({"train": Graded(5)}, "train has 5 examples and 0 grades"),
         (
             {"train": graded([0, 0, 1, 0, 0, 1, 0, 1, 0, 1])},
             r"train has \[6, 4, 0\] examples of the grades 0, 1, .*network answers 0 to 2",
         ),
         (
             {"train": graded([0, 1, 2, 3, 0, 1, 2, 3, 0, 1])},
-            r"train has \[3, 3, 2, 2\] examples of the grades",
+            r"labels of train are to be 0 to 2, .*, and 2 of 10 are not: 3 \(2\)",
         ),
     ],
 )
@@ -734,3 +1005,18 @@ def test_the_penalty_is_chosen_with_every_mirror_image_in_its_photographs_fold(t
     train = TensorDataset(noise, torch.arange(45) % 3)
     table = training.fit_head(Headed(60), train, train, tmp_path / "run", strengths=(1e-4, 100.0))
     assert table.C[0] == 1e-4 and abs(table.loss[0] - math.log(3)) < 0.05
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        ([0, 1] * 10, r"train has \[10, 10, 0\] examples of the grades"),
+        ([0, 1] * 10 + [2] * 4, r"\[10, 10, 4\] examples .* needs 5 at least"),
+    ],
+)
+def test_a_head_needs_photographs_of_every_grade(tmp_path, labels, said):
+    labels = torch.tensor(labels)
+    train = TensorDataset(torch.randn(len(labels), 4, 3, 3), labels)
+    with pytest.raises(ValueError, match=said):
+        training.fit_head(Headed(), train, shaped(15, 1), tmp_path / "run")
+    assert not list(tmp_path.iterdir())
