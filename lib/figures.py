@@ -39,6 +39,11 @@ def style() -> None:
     )
 
 
+def verbatim(name: str) -> str:
+    """The name of a file as matplotlib is to draw it: on one line, `$` in it begins no formula."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name).replace("$", r"\$")
+
+
 def _array(image: Any) -> np.ndarray:
     return np.asarray(image.detach().cpu() if hasattr(image, "detach") else image)
 
@@ -264,6 +269,6 @@ class EyeSheet:
                 bar.set_facecolor(colour)
 
     def text(self, title: str, lines: str) -> None:
-        """Set the title and the lines below the pictures."""
-        self._title.set_text(title)
-        self._lines.set_text(lines)
+        """Set the title and the lines below the pictures, `verbatim` both."""
+        self._title.set_text(verbatim(title))
+        self._lines.set_text("\n".join(verbatim(line) for line in lines.split("\n")))

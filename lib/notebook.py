@@ -6,8 +6,10 @@ and `run.finish`.
 
 import ast
 import difflib
+import hashlib
 import json
 import math
+import os
 import random
 import re
 import subprocess
@@ -33,6 +35,8 @@ TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 def begin(notebook: str, namespace: dict) -> "Run":
     """Check a notebook's parameters, seed Python, NumPy and PyTorch, and start the clock.
 
+    Its numbers of an earlier run are kept aside: if this one fails or is stopped, they are not its.
+
     Args:
         notebook: the notebook's name without its ending.
         namespace: its `globals()`, in which the cell with the parameters has been run.
@@ -41,8 +45,10 @@ def begin(notebook: str, namespace: dict) -> "Run":
         ValueError: a parameter that papermill passed and the notebook does not declare; a value
             that is not of the declared type; a profile that is no plain folder name; a seed
             outside [0, 2**32).
+        OSError: data/ or build/ is no folder, or nothing can be written to build/.
     """
-    known = declared(notebook)
+    paths.require_folders()
+    known = {name: kind for name, (kind, _) in declared(notebook).items()}
     missing = [name for name in known if name not in namespace]
     if missing:
         raise ValueError(
@@ -59,6 +65,7 @@ def begin(notebook: str, namespace: dict) -> "Run":
     seed = used["seed"]
     if not 0 <= seed < 2**32:
         raise ValueError(f"seed must lie in [0, 2**32), got {seed}.")
+    keep_earlier(metrics_path(profile, notebook), profile)
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002, libraries draw from the global generator
     torch.manual_seed(seed)
@@ -72,8 +79,8 @@ def begin(notebook: str, namespace: dict) -> "Run":
     return run
 
 
-def declared(notebook: str) -> dict[str, str]:
-    """The parameters that a notebook declares in lines `name: type = literal`, with their types.
+def declared(notebook: str) -> dict[str, tuple[str, Any]]:
+    """The parameters that a notebook declares in lines `name: type = literal`: type and literal.
 
     `papermill.inspect_notebook` tells the same, but a kernel would wait seconds for its import.
     """
@@ -81,7 +88,9 @@ def declared(notebook: str) -> dict[str, str]:
     for cell in book["cells"]:
         if "parameters" in cell["metadata"].get("tags", []):
             lines = ast.parse("".join(cell["source"])).body
-            return {line.target.id: line.annotation.id for line in lines}
+            return {
+                line.target.id: (line.annotation.id, ast.literal_eval(line.value)) for line in lines
+            }
     raise ValueError(f"{notebook} has no cell tagged `parameters`")
 
 
@@ -105,6 +114,8 @@ def check_parameters(notebook: str, values: dict[str, Any], known: dict[str, str
         if name not in known:
             raise ValueError(f"{notebook} has no parameter {name!r}. {did_you_mean(name, known)}")
         kind = known[name]
+        if kind == "float" and isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{notebook}: {name} must be a finite number, got {value!r}.")
         if type(value) is TYPES[kind] or (kind == "float" and type(value) is int):
             continue
         message = (
@@ -113,7 +124,9 @@ def check_parameters(notebook: str, values: dict[str, Any], known: dict[str, str
         if kind == "bool" and isinstance(value, str):
             message += f" papermill's -p reads True and False only; or use -y '{name}: true'."
         if kind == "float" and isinstance(value, str):
-            message += " In YAML a number needs its decimal point: 1.0e-3, not 1e-3."
+            message += " In YAML a number needs its point and its sign: 1.0e-3, not 1e-3 or 1.0e3."
+        if kind == "str" and value is not None:
+            message += f" In YAML such a text needs quotes: '{value}'."
         raise ValueError(message)
 
 
@@ -127,6 +140,38 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def metrics_path(profile: str, notebook: str) -> Path:
     """Where `Run.finish` records a notebook's numbers."""
     return paths.BUILD / profile / "metrics" / f"{notebook}.json"
+
+
+def earlier(path: Path, profile: str) -> Path:
+    """Where what an earlier run left at `path`, below build/<profile>, is kept by a new one."""
+    folder = paths.BUILD / profile
+    return folder / "earlier" / path.relative_to(folder)
+
+
+def keep_earlier(path: Path, profile: str) -> None:
+    """Move what an earlier run left at `path`, if it did, to build/<profile>/earlier/."""
+    if path.exists():
+        paths.make(earlier(path, profile).parent)
+        os.replace(path, earlier(path, profile))
+
+
+def made_from(parameters: dict[str, Any]) -> dict[str, str]:
+    """The SHA-256 of the data set and of the sequencer that parameters name, where they are there.
+
+    Args:
+        parameters: of a notebook, by name.
+    """
+    found = {}
+    for kind, home, names in (
+        ("prepared", paths.PREPARED, ("dataset.json", "manifest.csv")),
+        ("sequencer", paths.SEQUENCERS, ("config.json", "weights.safetensors")),
+    ):
+        folder = parameters.get(kind, "")
+        files = [home / Path(folder).expanduser() / name for name in names]
+        if folder and all(file.is_file() for file in files):
+            content = b"".join(file.read_bytes() for file in files)
+            found[f"{kind} {Path(folder).name}"] = hashlib.sha256(content).hexdigest()
+    return found
 
 
 def versions() -> dict[str, str]:
@@ -185,8 +230,7 @@ class Run:
 
     def figure(self, figure: Figure, name: str) -> None:
         """Save a figure as build/<profile>/figures/<NN>-<name>.png (150 dpi) and .pdf."""
-        folder = paths.BUILD / self.parameters["profile"] / "figures"
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = paths.make(paths.BUILD / self.parameters["profile"] / "figures")
         for kind in ("png", "pdf"):
             save = partial(figure.savefig, format=kind, dpi=150)
             paths.write(folder / f"{self.notebook[:2]}-{name}.{kind}", save)
@@ -194,6 +238,7 @@ class Run:
 
     def skip(self, what: str, why: str) -> None:
         """Say that a part of the notebook is not run, and why; both end up in the metrics."""
+        why = paths.without_home(why)
         self.skipped.append({"what": what, "why": why})
         print(f"SKIPPED: {what}: {why}")
 
@@ -218,6 +263,7 @@ class Run:
             "device": str(self.device),
             "seed": self.parameters["seed"],
             "parameters": self.parameters,
+            "made_from": made_from(self.parameters),
             "versions": versions(),
             "commit": commit(),
             "seconds": round(time.perf_counter() - self.started, 1),
@@ -225,7 +271,7 @@ class Run:
             "numbers": numbers,
         }
         path = metrics_path(profile, self.notebook)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(record, indent=2) + "\n"
+        paths.make(path.parent)
+        text = paths.without_home(json.dumps(record, indent=2)) + "\n"
         paths.write(path, lambda beside: beside.write_text(text))
         print(f"numbers recorded after {record['seconds']} s: {', '.join(numbers)}")

@@ -9,27 +9,39 @@ The one module that reads the environment, and the home of how files and folders
 | `COMPANION_DATASETS`  | a read-only folder of data sets on disk, searched first | none    |
 
 A relative path is taken from the repository's root, whichever folder the notebook runs in.
+Importing this fails for none of their values; `require_folders` says what is wrong with them.
 """
 
+import errno
 import json
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from filelock import FileLock, Timeout
+
+
+def _moved(variable: str, default: str) -> str:
+    """What a variable of the environment says, absolute; empty is as good as none."""
+    said = os.path.expanduser(os.environ.get(variable) or default)
+    return os.path.realpath(ROOT / said)
+
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 PROFILES = NOTEBOOKS / "profiles"
 RECORDED = ROOT / "data" / "recorded"
-DATA = (ROOT / (os.environ.get("COMPANION_DATA") or "data")).resolve()
-BUILD = (ROOT / (os.environ.get("COMPANION_BUILD") or "build")).resolve()
+DATA = Path(_moved("COMPANION_DATA", "data"))
+BUILD = Path(_moved("COMPANION_BUILD", "build"))
 RAW = DATA / "raw"
 PREPARED = DATA / "prepared"
 SEQUENCERS = DATA / "sequencers"
+_ROOM = 1 << 20  # bytes that build/ must have room for
 
 
 def dataset(relative: str) -> Path:
@@ -40,12 +52,61 @@ def dataset(relative: str) -> Path:
     Args:
         relative: the path below either folder, `"MNIST/raw"` for example.
     """
-    shelf = os.environ.get("COMPANION_DATASETS")
-    if shelf:
-        found = (ROOT / shelf).resolve() / relative
-        if found.exists():
-            return found
-    return RAW / relative
+    found = Path(_moved("COMPANION_DATASETS", str(RAW)), relative)
+    return found if os.path.exists(found) else RAW / relative
+
+
+def require_folders() -> None:
+    """Say at once what would end a run later.
+
+    Raises:
+        OSError: data/ or build/, wherever they are, is no folder and cannot be made one; nothing
+            can be written to build/, which is made; or Jupyter would find no home folder.
+    """
+    if not os.path.isabs(os.path.expanduser("~")):
+        raise OSError("No home folder is known: set HOME to a folder of yours, then run again.")
+    for variable, folder in (("COMPANION_DATA", DATA), ("COMPANION_BUILD", BUILD)):
+        try:
+            there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+            if not there.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, f"{there} is no folder")
+            if folder == BUILD:
+                folder.mkdir(parents=True, exist_ok=True)
+                with TemporaryFile(dir=folder) as file:
+                    file.write(bytes(_ROOM))
+        except OSError as error:
+            raise _failure(
+                error, f"{folder} cannot be used", f"set {variable} to a folder with room"
+            ) from None
+
+
+def make(folder: Path) -> Path:
+    """Make a folder, and those above it, where they are missing; returns it.
+
+    Raises:
+        OSError: it cannot be made; the message says why.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _failure(error, f"{folder} cannot be made a folder", "move what is there") from None
+    return folder
+
+
+def _failure(error: OSError, what: str, cure: str) -> OSError:
+    """The same error as a sentence; `errno` stays."""
+    failure = type(error)(f"{what} ({error.strerror or error}): {cure}, then run again.")
+    failure.errno = error.errno
+    return failure
+
+
+def without_home(text: str) -> str:
+    """A text or JSON that is to be saved, `~` in it for the user's home folder, if there is one."""
+    home = os.path.expanduser("~")
+    for written in (home, json.dumps(home)[1:-1]):
+        if len(home) > 1:
+            text = re.sub(rf"(?<![\w./~-]){re.escape(written)}/", "~/", text)
+    return text
 
 
 def in_jupyterlab() -> bool:
@@ -67,10 +128,21 @@ def aside(path: Path) -> Path:
 
 
 def write(path: Path, save: Callable[[Path], object]) -> None:
-    """Write a file atomically: `save(beside)` writes beside it, then that is renamed to `path`."""
+    """Write a file atomically: `save(beside)` writes beside it, then that is renamed to `path`.
+
+    Raises:
+        OSError: it cannot be written, and `path` is as it was; the message says why.
+    """
     beside = path.with_name(f"{path.name}.part")
-    save(beside)
-    os.replace(beside, path)
+    try:
+        save(beside)
+        os.replace(beside, path)
+    except BaseException as error:
+        with suppress(OSError):
+            beside.unlink()
+        if not isinstance(error, OSError) or error.errno is None:
+            raise
+        raise _failure(error, f"{path} cannot be written", "make room or give leave") from error
 
 
 @contextmanager
@@ -84,7 +156,7 @@ def alone(folder: Path, doing: str) -> Iterator[None]:
     Raises:
         RuntimeError: another process holds the lock; the message says which.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make(folder.parent)
     held = folder.with_name(f"{folder.name}.lock")
     lock = FileLock(held)
     try:

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from matplotlib import colormaps
+from matplotlib.cbook import is_math_text
 from matplotlib.colors import hsv_to_rgb, to_rgb
 
 from lib import figures
@@ -247,3 +248,27 @@ def test_a_sheet_shows_each_eye_anew_with_its_first_region_in_red():
     assert on_screen(photograph, 55, 60).tolist() == [51, 51, 51]
     assert on_screen(map_alone, 55, 25)[1] > 200 and not on_screen(map_alone, 25, 65).any()
     assert on_screen(over, 55, 25)[1] > 150 and on_screen(over, 25, 45).tolist() == [51, 51, 51]
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("$_$.jpg", "$_$.jpg"),
+        ("a$b.jpg", "a$b.jpg"),
+        ("two\nlines\r.jpg", "two\\nlines\\r.jpg"),
+        ("no utf-8 \udcff.jpg", "no utf-8 \\udcff.jpg"),
+        ("nul \0 and \u202egpj.eye", "nul \\x00 and \\u202egpj.eye"),
+        ("J\u00fcrgen", "J\u00fcrgen"),
+        ("n" * 247, "n" * 247),
+    ],
+)
+def test_the_name_of_any_file_is_drawn_on_one_line_and_as_it_is(name, shown):
+    sheet = figures.EyeSheet(plt.figure(figsize=(7, 4.1)))
+    sheet.text(name, f"first\n$x_$ {name.splitlines()[0]}")
+    sheet.fig.canvas.draw()
+    drawn = sheet.fig.texts[0].get_text()
+    assert not is_math_text(drawn) and drawn.replace(r"\$", "$") == shown
+    assert sheet.fig.texts[1].get_text().startswith("first\n")
+    ax = figures.show(canvas(1, 2), GREYS, figures.verbatim(name))
+    ax.figure.canvas.draw()
+    assert ax.get_title() == drawn

@@ -92,6 +92,32 @@ def test_begin_refuses_wrong_parameters_by_name_and_value(shelf, wrong, said):
         notebook.begin("n02_x", VALUES | wrong)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_begin_refuses_a_number_that_is_not_finite(shelf, value):
+    write("n02_x")
+    with pytest.raises(ValueError, match="rate must be a finite number, got "):
+        notebook.begin("n02_x", VALUES | {"rate": value})
+
+
+def test_begin_keeps_the_numbers_of_an_earlier_run_aside(shelf):
+    write("n02_x")
+    for number in (1, 2):
+        notebook.begin("n02_x", VALUES).finish({"a": number}, data="d", weights="w")
+    notebook.begin("n02_x", VALUES)
+    folder = paths.BUILD / "bundled"
+    assert not (folder / "metrics" / "n02_x.json").exists()
+    kept = json.loads((folder / "earlier" / "metrics" / "n02_x.json").read_text())
+    assert kept["numbers"] == {"a": 2}
+
+
+def test_begin_says_at_once_where_nothing_could_be_recorded_at_the_end(shelf, monkeypatch):
+    write("n02_x")
+    (shelf / "file").write_text("mine")
+    monkeypatch.setattr(paths, "BUILD", shelf / "file")
+    with pytest.raises(OSError, match=r"file is no folder.*set COMPANION_BUILD to a folder"):
+        notebook.begin("n02_x", VALUES)
+
+
 def test_begin_allows_declared_names_in_papermills_cell_and_other_names_elsewhere(shelf):
     write("n02_x")
     cells = ["", "epoch = 9", "# Parameters\nepochs = 5\n"]
@@ -163,7 +189,21 @@ def test_finish_refuses_what_is_no_number_and_leaves_the_record_alone(shelf, val
     run.finish({"a": 1}, data="d", weights="w")
     with pytest.raises(ValueError, match=r"numbers\['bad'\]"):
         run.finish({"a": 2, "bad": value}, data="d", weights="w")
+    with pytest.raises(ValueError, match=r"numbers\['a'\]\[3\]\['bad'\] must be a finite number"):
+        run.finish({"a": {3: {"good": 1, "bad": value}}}, data="d", weights="w")
     assert record("n02_x")["numbers"] == {"a": 1}
+
+
+def test_what_is_saved_names_the_home_folder_by_a_tilde(shelf, monkeypatch, capsys):
+    write("n02_x")
+    monkeypatch.setenv("HOME", "/home/j\u00fcrgen")
+    run = notebook.begin("n02_x", VALUES | {"weights": "/home/j\u00fcrgen/w.pt"})
+    run.skip("photographs", "no file '/home/j\u00fcrgen/eyes/a'")
+    assert "SKIPPED: photographs: no file '~/eyes/a'" in capsys.readouterr().out
+    run.finish({"a": "/home/j\u00fcrgens/b"}, data="of /home/j\u00fcrgen/eyes", weights="w")
+    found = record("n02_x")
+    assert found["parameters"]["weights"] == "~/w.pt" and found["data"] == "of ~/eyes"
+    assert found["numbers"] == {"a": "/home/j\u00fcrgens/b"}
 
 
 def test_figure_is_saved_as_png_at_150_dpi_and_as_pdf(shelf):

@@ -8,11 +8,12 @@ import statistics
 import subprocess
 import sys
 
+import matplotlib.pyplot as plt
 import nbformat
 import pytest
 import yaml
 
-from lib import paths
+from lib import notebook, paths
 
 NAMES = [
     "01_cam_imagenet",
@@ -148,6 +149,79 @@ def test_the_smoke_profile_covers_every_notebook():
     assert [file.stem for file in sorted((paths.PROFILES / "smoke").glob("*.yaml"))] == NAMES
 
 
+@pytest.fixture
+def ledger(tmp_path, monkeypatch):
+    """A function that runs 07 on records made here; it returns the notebook's globals."""
+    monkeypatch.setattr(paths, "BUILD", tmp_path)
+    monkeypatch.chdir(paths.NOTEBOOKS)
+    metrics = tmp_path / "bundled" / "metrics"
+    metrics.mkdir(parents=True)
+    found = {
+        "01_cam_imagenet": {"pointing": {"value": 0.95}},
+        "03_dr_dataset": {"photographs": 9, "rejected": 0},
+        "04_radiomic_sequencer": {"neighbours": {"sequences": 0.9, "pixels": 0.5}},
+    }
+    for name, numbers in found.items():
+        parameters = {parameter: value for parameter, (_, value) in declared(name).items()}
+        record = {"parameters": parameters, "commit": notebook.commit(), "seed": 0}
+        record |= {"versions": notebook.versions(), "numbers": numbers}
+        (metrics / f"{name}.json").write_text(json.dumps(record))
+
+    def run():
+        namespace = {}
+        for cell in code("07_ledger"):
+            exec(cell.source, namespace)
+        plt.close("all")
+        namespace["verdicts"] = namespace["table"].set_index("claim")["verdict"]
+        return namespace
+
+    run.metrics = metrics
+    return run
+
+
+FINDS = "trained on image labels alone, the class map finds the object"
+TELLS = "radiomic sequences tell the grades apart"
+
+
+def test_the_ledger_judges_the_numbers_of_this_run_and_says_what_was_not_run(ledger, capsys):
+    found = ledger()
+    assert found["verdicts"][FINDS] == "reproduced on scenes"
+    assert found["verdicts"][TELLS] == "reproduced on phantoms"
+    assert found["verdicts"]["accuracy on MNIST"] == "reproduced"  # recorded in data/recorded
+    assert found["verdicts"]["the maps lie on lesions, phantoms"].startswith("not checked here")
+    assert "flag" not in found["table"]
+    said = capsys.readouterr().out
+    assert "SKIPPED: the numbers of 02_clear_mnist, 05_clear_dr_figures, 06" in said
+    assert "FLAGGED" not in said and "all of them of this commit" in said
+
+
+def test_the_ledger_flags_numbers_of_another_seed_or_commit_in_each_row_that_uses_them(
+    ledger, capsys
+):
+    path = ledger.metrics / "04_radiomic_sequencer.json"
+    old = json.loads(path.read_text()) | {"seed": 5, "commit": "a" * 40}
+    path.write_text(json.dumps(old))
+    found = ledger()
+    flags = found["table"].set_index("claim")["flag"]
+    assert flags[TELLS].startswith("04: commit aaaaaaa, here ")
+    assert flags[TELLS].endswith("; seed 5, here 0") and flags[FINDS] == ""
+    assert found["verdicts"][TELLS] == "reproduced on phantoms"
+    assert "FLAGGED: 04_radiomic_sequencer: commit aaaaaaa" in capsys.readouterr().out
+    assert found["ax"].get_title() == "Verdicts, by paper (profile bundled; flagged: 04)"
+    record = json.loads((ledger.metrics / "07_ledger.json").read_text())
+    assert record["data"].endswith("04_radiomic_sequencer; flagged: 04")
+
+
+def test_the_ledger_does_not_judge_what_rests_on_a_notebook_that_failed(ledger, capsys):
+    earlier = ledger.metrics.parent / "earlier" / "metrics"
+    earlier.mkdir(parents=True)
+    (ledger.metrics / "03_dr_dataset.json").rename(earlier / "03_dr_dataset.json")
+    found = ledger()
+    assert found["verdicts"][TELLS] == "not checked here: notebook not run on phantoms"
+    assert found["verdicts"][FINDS] == "reproduced on scenes"
+    assert "04 03 was begun again and has not ended well" in capsys.readouterr().out
+
+
 def companion(build, *arguments):
     """`python -m lib run --profile smoke`, in and into a folder that is not the repository."""
     environment = os.environ | {
@@ -182,6 +256,15 @@ def test_the_smoke_profile_runs_all_notebooks_and_ends_with_the_table(smoke):
     figures = sorted((build / "build" / "smoke" / "figures").glob("*"))
     assert {file.suffix for file in figures} == {".png", ".pdf"}
     assert len([file for file in figures if file.suffix == ".png"]) * 2 == len(figures)
+
+
+@pytest.mark.slow
+def test_a_notebook_whose_data_are_missing_names_the_one_that_makes_them(tmp_path):
+    said = companion(tmp_path, "--only", "04", "05")
+    assert said.returncode == 1
+    assert "04_radiomic_sequencer failed in cell [4] `folder = paths.PREPARED" in said.stderr
+    assert "notebooks/03_dr_dataset.ipynb makes it: run that first." in said.stderr
+    assert re.search(r"^05_clear_dr_figures +-  not run: needs 04$", said.stdout, re.M)
 
 
 @pytest.mark.slow

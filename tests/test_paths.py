@@ -1,5 +1,6 @@
 """Where things are, asked from other folders and with the three variables set."""
 
+import errno
 import json
 import os
 import re
@@ -83,6 +84,65 @@ def test_a_relative_variable_means_the_same_in_every_folder(folder):
     assert found == in_repository("../elsewhere", "build/other")
 
 
+@pytest.mark.parametrize("value", ["~/made", "file", "file/below", "loop", "x" * 300, "a\udcffb"])
+def test_importing_fails_for_no_value_and_a_tilde_is_the_home_folder(tmp_path, value):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    said = value if value.startswith("~") else str(tmp_path / value)
+    moved = dict.fromkeys(("COMPANION_DATA", "COMPANION_BUILD", "COMPANION_DATASETS"), said)
+    found = asked(tmp_path, HOME=str(tmp_path), **moved)
+    assert found["DATA"] == found["BUILD"] == str(tmp_path / value.removeprefix("~/"))
+
+
+@pytest.mark.parametrize("variable", ["DATA", "BUILD"])
+def test_a_folder_that_cannot_be_is_named_with_its_variable(tmp_path, monkeypatch, variable):
+    monkeypatch.setattr(paths, "DATA", tmp_path / "data")
+    monkeypatch.setattr(paths, "BUILD", tmp_path / "build")
+    paths.require_folders()
+    assert [path.name for path in tmp_path.iterdir()] == ["build"]
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for wrong in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / "loop"):
+        monkeypatch.setattr(paths, variable, wrong)
+        with pytest.raises(OSError, match="is no folder.*: set COMPANION_" + variable):
+            paths.require_folders()
+
+
+def test_a_full_disk_and_a_missing_home_are_said_before_anything_is_run(tmp_path, monkeypatch):
+    class Full:
+        def __init__(self, dir):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(paths, "BUILD", tmp_path / "build")
+    monkeypatch.setattr(paths, "TemporaryFile", Full)
+    with pytest.raises(OSError, match=r"build cannot be used .No space left on device") as error:
+        paths.require_folders()
+    assert error.value.errno == errno.ENOSPC
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    with pytest.raises(OSError, match="No home folder is known: set HOME"):
+        paths.require_folders()
+
+
+@pytest.mark.parametrize(
+    ("home", "text", "saved"),
+    [
+        ("/home/ada", "in /home/ada/eyes and '/home/ada/x'", "in ~/eyes and '~/x'"),
+        ("/home/ada", "/home/adam/eyes /mnt/home/ada/eyes", "/home/adam/eyes /mnt/home/ada/eyes"),
+        (
+            "/home/a.a",
+            '{"a": "/home/a.a/b", "c": "/home/aba/b"}',
+            '{"a": "~/b", "c": "/home/aba/b"}',
+        ),
+        ("/home/\u00fc", '"/home/\\u00fc/b" /home/\u00fc/b', '"~/b" ~/b'),
+        ("/", "/a/b", "/a/b"),
+        ("", "~/b /a", "~/b /a"),
+    ],
+)
+def test_the_home_folder_in_what_is_saved_becomes_a_tilde(monkeypatch, home, text, saved):
+    monkeypatch.setenv("HOME", home)
+    assert paths.without_home(text) == saved
+
+
 def test_a_data_set_is_looked_for_on_the_shelf_and_then_below_raw(tmp_path, monkeypatch):
     shelf, raw = tmp_path / "shelf", tmp_path / "raw"
     monkeypatch.setattr(paths, "RAW", raw)
@@ -131,7 +191,39 @@ def test_what_is_written_is_whole_or_as_it_was_before(tmp_path):
 
     with pytest.raises(OSError, match="full"):
         paths.write(path, fails)
-    assert path.read_text() == "old"
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS])
+def test_a_file_that_cannot_be_written_is_named_and_leaves_no_part(tmp_path, number):
+    def fails(beside):
+        beside.write_text("half")
+        raise OSError(number, os.strerror(number))
+
+    with pytest.raises(type(OSError(number, "")), match=os.strerror(number)) as error:
+        paths.write(tmp_path / "numbers.json", fails)
+    assert str(error.value).startswith(f"{tmp_path / 'numbers.json'} cannot be written")
+    assert error.value.errno == number and list(tmp_path.iterdir()) == []
+
+
+def test_a_write_that_is_interrupted_or_fails_otherwise_leaves_no_part(tmp_path):
+    for kind in (KeyboardInterrupt, RuntimeError):
+
+        def fails(beside, kind=kind):
+            beside.write_text("half")
+            raise kind("enforce fail")
+
+        with pytest.raises(kind, match=r"^enforce fail$"):
+            paths.write(tmp_path / "weights", fails)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_made_with_those_above_it_or_the_reason_said(tmp_path):
+    assert paths.make(tmp_path / "a" / "b").is_dir() and paths.make(tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").write_text("mine")
+    for wrong in (tmp_path / "file", tmp_path / "file" / "b"):
+        with pytest.raises(OSError, match=f"{wrong} cannot be made a folder .*move what is there"):
+            paths.make(wrong)
 
 
 def test_what_is_kept_aside_gets_the_first_free_number(tmp_path):
