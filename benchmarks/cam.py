@@ -17,8 +17,6 @@ from pathlib import Path
 
 import torch
 import torchcam.methods
-from pytorch_grad_cam import GradCAM
-from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torchvision import models
 
 from lib import notebook, paths
@@ -28,6 +26,12 @@ from lib.methods import cam
 def methods(network, images):
     """Functions without arguments that make (8, 5, h, w) maps, by name; the plain forward pass
     first."""
+    try:
+        from pytorch_grad_cam import GradCAM
+        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+    except ModuleNotFoundError:
+        raise SystemExit("pytorch-grad-cam is not installed: pip install grad-cam") from None
+
     extractor = torchcam.methods.CAM(network, "layer4", "fc", enable_hooks=False)
     gradients = GradCAM(network, [network.layer4])
 
