@@ -1,5 +1,7 @@
 """Digits behind one interface: the bundled 8x8 digits, MNIST, SVHN, and one digit in clutter."""
 
+import hashlib
+
 import numpy as np
 import torch
 from torch.nn import functional
@@ -8,6 +10,17 @@ from torchvision.datasets import MNIST, SVHN
 from lib import paths
 
 DATASETS = ("digits", "mnist", "svhn")
+# MNIST's files, unpacked, and their md5: torchvision takes what is there for MNIST.
+MNIST_FILES = {
+    "train": {
+        "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
+        "train-labels-idx1-ubyte": "a25bea736e30d166cdddb491f175f624",
+    },
+    "test": {
+        "t10k-images-idx3-ubyte": "2646ac647ad5339dbf082846283269ea",
+        "t10k-labels-idx1-ubyte": "27ae3e4e09519cfbb04c329615203637",
+    },
+}
 
 
 def load_digits_split(dataset: str, split: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,10 +68,14 @@ def _load_downloadable(dataset: str, split: str) -> tuple[torch.Tensor, torch.Te
     try:
         if dataset == "mnist":
             mnist = MNIST(path.parents[1], train=split == "train", download=not path.exists())
+            for name, md5 in MNIST_FILES[split].items():
+                found = hashlib.md5((path / name).read_bytes()).hexdigest()
+                if found != md5:
+                    raise RuntimeError(f"the md5 of {name} is {found}, MNIST's is {md5}")
             return mnist.data[:, None].float() / 255, mnist.targets
         svhn = SVHN(path.parent, split, download=not path.exists())
         return torch.from_numpy(svhn.data).float() / 255, torch.from_numpy(svhn.labels)
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, ValueError) as error:  # ValueError for files that are cut off
         raise RuntimeError(
             f"{dataset} is neither complete in {path} nor could it be downloaded ({error}). "
             f"Either (1) set COMPANION_DATASETS to a folder that holds {needed} as torchvision "

@@ -16,10 +16,12 @@
 import errno
 import hashlib
 import json
+import math
 import os
-from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor, as_completed
 from contextlib import nullcontext
 from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,7 @@ from tqdm import tqdm
 
 from lib import paths
 from lib.data import retina
+from lib.data.files import content_hashes
 from lib.data.manifest import (
     EYE_CHOICES,
     MADE_BY,
@@ -40,10 +43,11 @@ from lib.data.manifest import (
     reject_duplicates,
 )
 
+_WRITTEN = [name.upper() for name in retina.IMAGE_FORMATS]  # as Pillow calls them
 _CONTRASTS = ("none", "graham")
 _BOX = ["left", "top", "right", "bottom"]
 _COLUMNS = [*"image patient eye grade split".split(), *_BOX, *"width height sha256 source".split()]
-_RECORD = "image sha256 reason box width height sums squares".split()
+_RECORD = "image sha256 mask reason box width height sums squares".split()
 PREPARATION = ("fingerprint", "size", "crop", "contrast", "mean", "std")
 IN_MEMORY = 2 << 30  # bytes of a split up to which it is read at once
 
@@ -63,9 +67,10 @@ def prepare(
     """Crop, resize and split the photographs of `raw` into the data set `out`.
 
     The result does not depend on the number of workers. A run that was interrupted, whatever the
-    moment, goes on where it was and gives the same bytes. The data set gets its name only when it
-    is whole; one that the same request made is used again, one that another request made is kept
-    beside as `<out>.1`, `.2`, ... A bad photograph goes to rejects.csv.
+    moment, goes on where it was and gives the same bytes; what has changed since is prepared anew.
+    The data set gets its name only when it is whole; one that the same request made of the same
+    content is used again, any other is kept beside as `<out>.1`, `.2`, ... A bad photograph goes to
+    rejects.csv; a file that cannot be read, though it may be good, ends the run.
 
     Args:
         raw: a collection, see `lib.data.manifest.read_labels`.
@@ -85,11 +90,12 @@ def prepare(
         `out`, absolute.
 
     Raises:
-        ValueError: a bad request or collection.
+        ValueError: a bad request or collection; `out` is damaged.
         FileNotFoundError: the collection lacks labels or photographs.
         FileExistsError: `out` is something else.
-        RuntimeError: another run is preparing `out`.
-        OSError: the disk is full.
+        RuntimeError: another run is preparing `out`; the collection changed meanwhile; a worker
+            process ended.
+        OSError: the disk is full, or a file cannot be read now.
     """
     if not 16 <= size <= 2048:
         raise ValueError(f"size is {size}; choose a side of 16 to 2048 pixels.")
@@ -117,19 +123,23 @@ def prepare(
         "contrast": contrast,
         "format": file_format,
     }
-    about = out / "dataset.json"
-    if about.exists() and request.items() <= json.loads(about.read_text()).items():
+    if _holds(out, request):
         return out
-    if out.exists() and not about.exists():
-        raise FileExistsError(
-            f"{out} exists and is no prepared data set. Move it away or choose another folder."
-        )
 
     with paths.alone(out, "preparing"):
+        if _holds(out, request):  # another run has made it since
+            return out
         table, rejects = read_labels(raw, eye)
-        digest = hashlib.sha256(json.dumps(request).encode()).hexdigest()[:8]
+        settings = {name: value for name, value in request.items() if name != "fingerprint"}
+        digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
         unfinished = out.with_name(f"{out.name}.{digest}.partial")
-        records = _prepare_photographs(table, raw / "masks", unfinished, request, executor)
+        records = _prepare_photographs(table, raw, unfinished, request, executor)
+        read = {image: record for image, record in records.items() if "sha256" in record}
+        if fingerprint(raw) != request["fingerprint"] or _stale(table, raw, read):
+            raise RuntimeError(
+                f"{raw} changed while it was being prepared: wait until nothing writes there, then "
+                "run again. What has not changed is not prepared anew."
+            )
         _finish(unfinished, table, records, rejects, request)
         if out.exists():
             kept = paths.aside(out)
@@ -138,8 +148,40 @@ def prepare(
     return out
 
 
+def _holds(out: Path, request: dict) -> bool:
+    """Whether `out` is what the request asks for; FileExistsError where it is no data set."""
+    if not out.exists():
+        return False
+    if not (out / "dataset.json").exists():
+        raise FileExistsError(
+            f"{out} exists and is no prepared data set. Move it away or choose another folder."
+        )
+    return request.items() <= _about(out).items()
+
+
+def _mask_of(raw: Path, image: str) -> Path | None:
+    """The mask file of a photograph of the collection `raw`, if there is one."""
+    mask = raw / "masks" / f"{image}.png"
+    return mask if os.path.lexists(mask) else None
+
+
+def _stale(table: pd.DataFrame, raw: Path, records: dict[str, dict]) -> set[str]:
+    """The names whose records are not of the photographs and masks that are there now."""
+    files = {}
+    for row in table.itertuples():
+        if "sha256" in records.get(row.image, ()):
+            files[row.image] = row.path, _mask_of(raw, row.image)
+    hashes = content_hashes(raw, [file for pair in files.values() for file in pair if file])
+    stale = set(records) - set(files)
+    for image, (path, mask) in files.items():
+        record = records[image]
+        if (hashes[path], hashes.get(mask)) != (record["sha256"], record.get("mask")):
+            stale.add(image)
+    return stale
+
+
 def _prepare_photographs(
-    table: pd.DataFrame, masks: Path, unfinished: Path, request: dict, executor: Executor | None
+    table: pd.DataFrame, raw: Path, unfinished: Path, request: dict, executor: Executor | None
 ) -> dict[str, dict]:
     """Prepare every photograph of the table that an interrupted run has not: {image: record}.
 
@@ -154,6 +196,8 @@ def _prepare_photographs(
         file = unfinished / "images" / f"{image}.{request['format']}"
         if "reason" in record or file.exists():
             records[image] = record
+    for image in _stale(table, raw, records):
+        del records[image]
     left = table[~table["image"].isin(records)]
 
     how = [request[name] for name in ("size", "crop", "contrast", "format")]
@@ -161,8 +205,7 @@ def _prepare_photographs(
     with nullcontext(executor) if executor else _default_pool(len(left)) as pool:
         try:
             for row in left.itertuples():
-                mask = masks / f"{row.image}.png"
-                job = (row.image, row.path, mask if mask.exists() else None, unfinished, *how)
+                job = (row.image, row.path, _mask_of(raw, row.image), unfinished, *how)
                 futures.append(pool.submit(retina.prepare_photograph, *job))
             done = as_completed(futures)
             for future in tqdm(done, "preparing", len(futures), disable=None, unit="photo"):
@@ -170,12 +213,23 @@ def _prepare_photographs(
                 journal.add(record)
                 records[record["image"]] = record
         except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            raise OSError(
-                errno.ENOSPC,
-                f"The disk of {unfinished} is full. Free some space and run again: it goes on "
-                "where it was",
+            if error.errno == errno.ENOSPC:
+                raise OSError(
+                    errno.ENOSPC,
+                    f"The disk of {unfinished} is full. Free some space and run again: it goes on "
+                    "where it was",
+                ) from error
+            failure = OSError(
+                f"{error.filename or raw}: {error.strerror or error}. No photograph is rejected "
+                "for that. Run again when the disk or the network answers: it goes on where it "
+                f"was; what stays unreadable, take out of {raw}."
+            )
+            failure.errno = error.errno
+            raise failure from error
+        except BrokenExecutor as error:
+            raise RuntimeError(
+                f"{retina.BROKEN}: it goes on where it was. If that does not help, give an "
+                "executor of fewer processes."
             ) from error
         finally:
             for future in futures:
@@ -211,7 +265,8 @@ def _finish(
     manifest[_BOX] = manifest["box"].tolist()
     manifest["source"] = request["source"]
     manifest = manifest.astype({"width": int, "height": int})
-    manifest[_COLUMNS].to_csv(unfinished / "manifest.csv", index=False)
+    text = manifest[_COLUMNS].to_csv(index=False).encode()
+    (unfinished / "manifest.csv").write_bytes(text)
     rejected = pd.DataFrame(sorted(rejects.items()), columns=["image", "reason"])
     rejected.to_csv(unfinished / "rejects.csv", index=False)
 
@@ -227,14 +282,63 @@ def _finish(
         "mean": mean.tolist(),
         "std": np.sqrt(square - mean**2).tolist(),
         "versions": {name: version(name) for name in ("pillow", "numpy", "scipy")},
+        "manifest": hashlib.sha256(text).hexdigest(),
     }
-    (unfinished / "dataset.json").write_text(json.dumps(about, indent=1) + "\n")
+    (unfinished / "dataset.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
-    for image in duplicates:
-        (unfinished / "images" / f"{image}.{request['format']}").unlink(missing_ok=True)
-        (unfinished / "masks" / f"{image}.png").unlink(missing_ok=True)
-    for rest in [unfinished / "journal.jsonl", *unfinished.rglob("*.part")]:
+    belongs = {f"images/{image}.{request['format']}" for image in manifest["image"]}
+    belongs |= {f"masks/{image}.png" for image in manifest["image"][manifest["mask"].notna()]}
+    for file in unfinished.glob("*/*"):
+        if file.relative_to(unfinished).as_posix() not in belongs:
+            file.unlink()
+    for rest in [unfinished / "journal.jsonl", *unfinished.glob("*.part")]:
         rest.unlink(missing_ok=True)
+
+
+def _about(folder: Path) -> dict:
+    """What dataset.json says; ValueError where it cannot be so."""
+    path = folder / "dataset.json"
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        mean, deviation = np.array(about["mean"], float), np.array(about["std"], float)
+        sound = (
+            mean.shape == deviation.shape == (3,)
+            and np.isfinite(mean).all()
+            and 0 < deviation.min() <= deviation.max() < math.inf
+            and type(about["size"]) is int
+            and type(about["counts"]) is dict
+            and about["contrast"] in _CONTRASTS
+            and about["format"] in retina.IMAGE_FORMATS
+            and set(PREPARATION) <= set(about)
+        )
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(_damaged(folder, path, error)) from error
+    if not sound:
+        raise ValueError(_damaged(folder, path, "a value that cannot be, or one missing"))
+    return about
+
+
+def _read_manifest(folder: Path, about: dict) -> pd.DataFrame:
+    """The table manifest.csv as it was written; ValueError where it is another."""
+    path = folder / "manifest.csv"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing. Delete {folder} and run {MADE_BY} again.")
+    text = path.read_bytes()
+    if b",split," not in text.partition(b"\n")[0]:
+        raise ValueError(
+            f"{path} is of an earlier version, or was edited: it has no column split. Delete it and"
+            f" run {MADE_BY} again."
+        )
+    if hashlib.sha256(text).hexdigest() != about.get("manifest"):
+        raise ValueError(_damaged(folder, path, "it is not as it was written"))
+    return pd.read_csv(BytesIO(text), dtype={"image": str}, keep_default_na=False)
+
+
+def _damaged(folder: Path, path: Path, what: object) -> str:
+    return (
+        f"{path} is damaged or was edited ({what}). Move {folder} away, or delete it, and run "
+        f"{MADE_BY} again."
+    )
 
 
 def normalise(images: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
@@ -285,7 +389,7 @@ class FundusDataset(torch.utils.data.Dataset):
             shift: move by up to so many pixels, the rim repeated.
 
         Raises:
-            ValueError: the split is unknown.
+            ValueError: the split is unknown; a file of the data set is damaged or was edited.
             FileNotFoundError: the data set or one of its photographs is missing.
         """
         self.folder = Path(folder)
@@ -296,19 +400,14 @@ class FundusDataset(torch.utils.data.Dataset):
             raise FileNotFoundError(
                 f"{self.folder} is no prepared data set. {MADE_BY} makes it: run that first."
             )
-        self.about = json.loads((self.folder / "dataset.json").read_text())
+        self.about = _about(self.folder)
         self.preparation = {name: self.about[name] for name in PREPARATION}
         if split not in self.about["counts"]:
             known = ", ".join(self.about["counts"])
             raise ValueError(f"split is {split!r}; {self.folder.name} has {known}.")
         self.mean = torch.tensor(self.about["mean"]).view(3, 1, 1)
         self.std = torch.tensor(self.about["std"]).view(3, 1, 1)
-        manifest = pd.read_csv(self.folder / "manifest.csv", dtype={"image": str})
-        if "split" not in manifest:
-            raise ValueError(
-                f"{self.folder} is of an earlier version: its manifest has no column split. "
-                f"Delete it and run {MADE_BY} again."
-            )
+        manifest = _read_manifest(self.folder, self.about)
         manifest = manifest[manifest["split"] == split]
         self.names = manifest["image"].tolist()
         self.grades = torch.tensor(manifest["grade"].to_numpy())
@@ -328,8 +427,17 @@ class FundusDataset(torch.utils.data.Dataset):
 
     def _read(self, i: int) -> torch.Tensor:
         """Photograph i, uint8 (3, H, W)."""
-        with Image.open(self._files[i]) as file:
-            return torch.from_numpy(np.array(file)).permute(2, 0, 1).contiguous()
+        side = self.about["size"]
+        try:
+            with Image.open(self._files[i], formats=_WRITTEN) as file:
+                pixels = np.array(file).reshape(side, side, 3)
+        except OSError as error:
+            if error.errno:  # the file cannot be read
+                raise
+            raise ValueError(_damaged(self.folder, self._files[i], error)) from error
+        except Exception as error:  # Pillow lets through whatever damaged bytes lead to
+            raise ValueError(_damaged(self.folder, self._files[i], error)) from error
+        return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
     def __len__(self) -> int:
         """How many photographs the split has."""

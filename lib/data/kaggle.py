@@ -11,6 +11,7 @@ asks nothing of Kaggle.
 import errno
 import io
 import os
+import re
 import shutil
 import stat
 import time
@@ -25,12 +26,13 @@ from functools import partial
 from itertools import accumulate, chain
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
+from urllib.parse import urlsplit
 
-import pandas as pd
 import requests
 from tqdm import tqdm
 
 from lib import paths
+from lib.data import files
 
 PREPARED_BYTES = 100_000  # a prepared photograph's: 512 pixels, JPEG of quality 95
 CHUNK = 1 << 16  # bytes from the network at a time: no more is lost where a connection drops
@@ -152,34 +154,42 @@ def fetch(
     `preflight`, which takes the same arguments, runs first. Raises as it and `unpack` do, and:
 
     Raises:
-        ValueError: Where sizes differ from Kaggle's listing, and where photographs and labels are
-            not as many as the competition has, or do not pair up.
+        ValueError: Where sizes differ from Kaggle's listing, for a label table that cannot be read,
+            and where photographs and labels are not as many as the competition has, or do not pair
+            up.
+        RuntimeError: Another run is downloading to `folder`.
     """
     sizes = preflight(collection, folder, splits)
     competition = _competition(collection, splits)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in splits:
-        split = competition.splits[name]
-        archives = [split.archive]
-        if split.labels_zip not in ("", *split.archive):
-            archives.append((split.labels_zip,))
-        for archive in archives:
-            pieces = [folder / file for file in archive]
-            for piece in pieces:
-                if piece.name in sizes:
-                    _download(competition.name, piece, sizes[piece.name])
-            if all(piece.exists() for piece in pieces):
-                unpack(pieces, folder, partial(_place, name, split))
-        _check(folder, name, split)
-        print(f"{folder / name}: {split.count:,} photographs and their labels")
+    with paths.alone(folder, "downloading to"):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in splits:
+            _fetch(competition, folder, name, sizes)
     return folder
+
+
+def _fetch(competition: Competition, folder: Path, name: str, sizes: dict[str, int]) -> None:
+    """Download one split, unpack it, check it."""
+    split = competition.splits[name]
+    archives = [split.archive]
+    if split.labels_zip not in ("", *split.archive):
+        archives.append((split.labels_zip,))
+    for archive in archives:
+        pieces = [folder / file for file in archive]
+        for piece in pieces:
+            if piece.name in sizes:
+                _download(competition.name, piece, sizes[piece.name])
+        if all(piece.exists() for piece in pieces):
+            unpack(pieces, folder, partial(_place, name, split))
+    _check(folder, name, split)
+    print(f"{folder / name}: {split.count:,} photographs and their labels")
 
 
 def unpack(archive: list[Path], folder: Path, place: Callable[[str], str | None]) -> None:
     """Extract a zip that lies in several pieces, which are read where they are, never joined.
 
-    A file is written beside its place and renamed; one that is there with the member's size is left
-    alone. zipfile checks the CRC-32 of every member that it reads.
+    A file is written beside its place and renamed; one that is there with the member's size and
+    CRC-32 is left alone. zipfile checks the CRC-32 of every member that it reads.
 
     Args:
         archive: The files whose bytes, one after another, are the zip.
@@ -210,7 +220,7 @@ def unpack(archive: list[Path], folder: Path, place: Callable[[str], str | None]
             if not info.is_dir() and (path := place(info.filename)):
                 wanted.append((info, folder / path))
         for info, path in tqdm(wanted, desc=archive[0].name, unit="file", disable=None):
-            if path.exists() and path.stat().st_size == info.file_size:
+            if _size(path) == info.file_size and path.exists() and _crc(path) == info.CRC:
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -228,6 +238,15 @@ def unpack(archive: list[Path], folder: Path, place: Callable[[str], str | None]
 def _extract(zipped: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> None:
     with zipped.open(info) as member, path.open("wb") as file:
         shutil.copyfileobj(member, file, 1 << 20)
+
+
+def _crc(path: Path) -> int:
+    """The CRC-32 of a file."""
+    crc = 0
+    with path.open("rb") as file:
+        while data := file.read(1 << 20):
+            crc = zlib.crc32(data, crc)
+    return crc
 
 
 class _Chain(io.RawIOBase):
@@ -320,7 +339,7 @@ def _size(path: Path) -> int:
 
 def _check(folder: Path, name: str, split: CompetitionSplit) -> None:
     """Write <name>Labels.csv unless it is there, and hold it against the photographs."""
-    table = pd.read_csv(_labels(folder, name, split), dtype=str)
+    table = files.read_table(_labels(folder, name, split))
     table = table.rename(columns={"id_code": "image", "diagnosis": "level"})
     if not {"image", "level"} <= set(table):
         raise ValueError(
@@ -401,6 +420,8 @@ def _sizes(competition: str, folder: Path, wanted: list[str]) -> dict[str, int]:
         smallest = min(wanted, key=lambda file: sizes.get(file, 0))
         answer = _ask(client, competition, smallest)
         if smallest == whole:
+            if "Content-Length" not in answer.headers:
+                raise ConnectionError(f"Kaggle does not say how large {whole} is: run again later")
             sizes[whole] = int(answer.headers["Content-Length"])
     return {file: sizes[file] for file in wanted}
 
@@ -428,15 +449,18 @@ def _download(competition: str, path: Path, size: int) -> None:
                 )
             try:
                 _continue(_ask(client, competition, path.name).request, part, have, size)
+                continue
             except requests.RequestException as error:
-                if isinstance(error, requests.HTTPError) and error.response.status_code < 500:
-                    raise
-                if _size(part) > have:
-                    pauses = iter(PAUSES)
-                pause = next(pauses, None)
-                if pause is None:
-                    raise
-                time.sleep(pause)
+                failure = _disarmed(error)
+            # Not within `except`: who interrupts the pause there is shown the failure, too.
+            if isinstance(failure, requests.HTTPError) and failure.response.status_code < 500:
+                raise failure
+            if _size(part) > have:
+                pauses = iter(PAUSES)
+            pause = next(pauses, None)
+            if pause is None:
+                raise failure
+            time.sleep(pause)
     os.replace(part, path)
     print(f"{path}: {size:,} bytes")
 
@@ -479,7 +503,10 @@ def _room(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _explained(folder: Path, competition: str) -> Iterator[None]:
-    """Turn what Kaggle answers, and a full disk, into what to do about it."""
+    """Turn what Kaggle answers, and a full disk, into what to do about it.
+
+    No error names a link: one that is signed lets anybody download who reads a saved notebook.
+    """
     page = f"https://www.kaggle.com/competitions/{competition}"
     try:
         with _room(folder):
@@ -498,8 +525,21 @@ def _explained(folder: Path, competition: str) -> Iterator[None]:
         }
         wait = f"Wait {f'{seconds} s' if seconds else 'an hour'} and run again; it continues"
         kind, advice = answers.get(status, (ConnectionError, wait))
-        raise kind(f"{competition}: Kaggle answers {status} ({error}). {advice}") from error
+        said = f"{_disarmed(error)}, from {_host(error.response)}"
+        raise kind(f"{competition}: Kaggle answers {status} ({said}). {advice}") from None
     except requests.RequestException as error:
+        what = f"{type(_disarmed(error)).__name__}, to {_host(error.request)}"
         raise ConnectionError(
-            f"the connection to Kaggle failed ({error}). Run again; it continues"
-        ) from error
+            f"the connection to Kaggle failed ({what}). Run again; it continues"
+        ) from None
+
+
+def _host(about: Any) -> str:
+    """The host that a request, or an answer, is of."""
+    return urlsplit(getattr(about, "url", None) or "").hostname or "an unknown host"
+
+
+def _disarmed(error: requests.RequestException) -> requests.RequestException:
+    """The error, its text without any link: IPython may show it with the variables of a frame."""
+    error.args = (re.sub(r"\S*(://|\?|url: /)\S*", "(a link)", str(error)),)
+    return error

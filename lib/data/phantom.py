@@ -15,6 +15,7 @@ import math
 import os
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import BrokenExecutor
 from functools import partial
 from operator import index
 from pathlib import Path
@@ -24,7 +25,8 @@ from numpy.random import Generator
 from PIL import Image
 from scipy.ndimage import gaussian_filter, zoom
 
-from lib.data.retina import MASKS, OPTIC_DISC, pack_masks, worker_pool
+from lib import paths
+from lib.data.retina import BROKEN, MASKS, OPTIC_DISC, pack_masks, worker_pool
 
 # What a lesion does to the light (r, g, b) of the retina below: the share it keeps, what it adds.
 _LOOKS = {
@@ -464,7 +466,7 @@ def write_collection(
     <folder>.partial.
 
     Args:
-        folder: to be written; an older collection in it is replaced.
+        folder: to be written; an older collection in it is kept beside as <folder>.1, .2, ...
         n: patients, 1 to 100,000.
         seed: 0 to 10^12.
         share: of grades 0 to 4 in each eye, met to the largest remainder; `EYEPACS_SHARES` are
@@ -475,6 +477,7 @@ def write_collection(
     Raises:
         ValueError: n, seed or share is out of range.
         FileExistsError: `folder` holds something other than a collection.
+        RuntimeError: another run is writing it; a worker process ended.
     """
     _require_integer("n", n, 1, 100_000)
     _require_integer("seed", seed, 0, 10**12)
@@ -483,17 +486,24 @@ def write_collection(
     if len(share) != 5 or not all(part >= 0 for part in share) or not adds_up:
         raise ValueError(f"share is {share}; give five shares, of grades 0 to 4, that add up to 1")
     folder = Path(folder).absolute()
-    if folder.exists() and any(folder.iterdir()) and not (folder / "collection.json").exists():
-        raise FileExistsError(
-            f"{folder} holds files that are no phantom collection; move them or name another folder"
-        )
-    unfinished = folder.with_name(f"{folder.name}.partial")
-    old = folder.with_name(f"{folder.name}.old")
-    for rest in (unfinished, old):
-        shutil.rmtree(rest, ignore_errors=True)
-    for below in ("train", "masks"):
-        (unfinished / below).mkdir(parents=True)
+    with paths.alone(folder, "drawing"):
+        if folder.exists() and any(folder.iterdir()) and not (folder / "collection.json").exists():
+            raise FileExistsError(
+                f"{folder} holds files that are no phantom collection; move them or name another "
+                "folder"
+            )
+        unfinished = folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        for below in ("train", "masks"):
+            (unfinished / below).mkdir(parents=True)
+        _write_files(unfinished, n, seed, share, workers)
+        if (folder / "collection.json").exists():
+            print(f"{folder.name} held another collection, kept as {paths.aside(folder).name}")
+        os.replace(unfinished, folder)
 
+
+def _write_files(folder: Path, n: int, seed: int, share: list[float], workers: int | None) -> None:
+    """Write a collection's photographs, masks and tables."""
     rng = np.random.default_rng(seed)
     patients = (9 + np.cumsum(rng.integers(1, 5, n))).tolist()
     grades = {eye: _allot(rng, n, share) for eye in SIDES}
@@ -501,20 +511,19 @@ def write_collection(
     for i, patient in enumerate(patients):
         for eye in SIDES:
             photographs.append((patient, eye, grades[eye][i]))
-    write = partial(_write_photograph, unfinished, seed)
+    write = partial(_write_photograph, folder, seed)
     workers = workers or min(os.cpu_count(), 1 + n // 40)
     if workers == 1:
         for photograph in photographs:
             write(*photograph)
     else:
-        with worker_pool(workers) as pool:
-            list(pool.map(write, *zip(*photographs, strict=True), chunksize=8))
+        try:
+            with worker_pool(workers) as pool:
+                list(pool.map(write, *zip(*photographs, strict=True), chunksize=8))
+        except BrokenExecutor as error:
+            raise RuntimeError(f"{BROKEN}, with fewer workers if that does not help.") from error
 
     rows = [f"{patient}_{eye},{grade}" for patient, eye, grade in photographs]
-    (unfinished / "trainLabels.csv").write_text("\n".join(["image,level", *rows]) + "\n")
+    (folder / "trainLabels.csv").write_text("\n".join(["image,level", *rows]) + "\n")
     about = {"n": int(n), "seed": int(seed), "share": share, "version": VERSION}
-    (unfinished / "collection.json").write_text(json.dumps(about) + "\n")
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(unfinished, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    (folder / "collection.json").write_text(json.dumps(about) + "\n")

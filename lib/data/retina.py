@@ -8,6 +8,8 @@ import hashlib
 import math
 import multiprocessing
 import os
+import re
+import stat
 import threading
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -15,7 +17,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFilter, ImageOps
+from PIL import ExifTags, Image, ImageFilter
 from scipy import ndimage
 
 from lib import paths
@@ -37,10 +39,28 @@ DETECTION = 320  # pixels of the shorter side of the copy that the retina is loo
 _OVERSAMPLING = 1.5  # decoded pixels of the frame's shorter side for each prepared one
 _ENOUGH = 1.4  # ... of the retina's longer side; with fewer, what is left out begins to show
 _VARIES = 12  # levels of 255 by which a frame with a retina in it varies, at the least
+_BRIGHT = 50  # levels above which a background is not black, where it is not far below the retina
+_LIKE = 20  # levels by which the corners of one background may differ
 IMAGE_FORMATS = {
     "webp": {"lossless": True, "quality": 0, "method": 0},
     "jpeg": {"quality": 95, "subsampling": 0},
 }
+_READ = ("JPEG", "PNG", "TIFF", "WEBP")  # no other format's code meets a file from outside
+_BYTES = 1 << 30  # of a file; no photograph of Pillow's limit of pixels has as many
+_SUBFILE, _BITS = 254, 258  # tags of a TIFF: what a frame is, the bits of its channels
+_TURNS = {  # what undoes each value of EXIF's orientation
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+BROKEN = (
+    "A worker process ended before its work was done: most often the memory was full, or a script "
+    "called this outside `if __name__ == '__main__':`. Run again"
+)
 
 
 def pack_masks(masks: dict[str, np.ndarray]) -> np.ndarray:
@@ -63,18 +83,22 @@ def read_masks(path: Path) -> dict[str, np.ndarray]:
 
     Returns:
         bool (H, W) by name, for each of `MASKS`.
+
+    Raises:
+        ValueError: it is no mask file.
+        OSError: the file cannot be read.
     """
-    with Image.open(path) as file:
-        bits = np.asarray(file)
+    bits = _bits(read_file(path), path.name)
     return {name: bits >> i & 1 == 1 for i, name in enumerate(MASKS)}
 
 
 def retina_mask(image: np.ndarray) -> np.ndarray:
-    """The retina on its black background: the largest region brighter than the frame around it.
+    """The retina on its background: the largest region brighter than the frame around it.
 
     Bright means: the strongest channel, averaged over its neighbourhood, is a twentieth of the way
     from the frame's dark level (5th percentile) to its bright level (98th percentile), and two
-    deviations of the dark pixels' noise.
+    deviations of the dark pixels' noise. A background that is not dark is taken off first, see
+    `on_black`.
 
     Args:
         image: uint8 (H, W, 3).
@@ -83,12 +107,26 @@ def retina_mask(image: np.ndarray) -> np.ndarray:
         bool (H, W).
 
     Raises:
-        ValueError: the frame is black or flat, or nothing bright covers 5 % of it.
+        ValueError: the frame is black or flat, nothing bright covers 5 % of it, or the background
+            is bright and not of one colour.
     """
+    mask = _largest_region(on_black(image))
+    corners = np.array([np.median(corner, axis=(0, 1)) for corner in _corners(image)])
+    inside = np.array([corner.mean() > 0.5 for corner in _corners(mask)])
+    grey = corners.min(axis=1) > np.maximum(0.9 * corners.max(axis=1), _BRIGHT)
+    if (inside & grey).sum() > 1:
+        raise ValueError(
+            "no retina found: the background is bright, and its colour differs from corner to "
+            "corner; make it black"
+        )
+    return mask
+
+
+def _largest_region(image: np.ndarray) -> np.ndarray:
+    """The largest bright region, bool (H, W), as `retina_mask` says."""
     red, green, blue = np.moveaxis(image, 2, 0)
     brightness = np.maximum(np.maximum(red, green), blue).astype(np.float32)
-    neighbourhood = max(3, min(brightness.shape) // 200)
-    smooth = ndimage.uniform_filter(brightness, neighbourhood, mode="nearest")
+    smooth = ndimage.uniform_filter(brightness, _neighbourhood(image), mode="nearest")
     dark, bright = np.percentile(smooth[::2, ::2], [5, 98])
     contrast = bright - dark
     if contrast < _VARIES:
@@ -104,6 +142,65 @@ def retina_mask(image: np.ndarray) -> np.ndarray:
             f"no retina found: the largest region covers {share:.1%} of the frame, 5% needed"
         )
     return regions == 1 + areas.argmax()
+
+
+def _neighbourhood(image: np.ndarray) -> int:
+    """The pixels of a side of the square over which brightness is averaged."""
+    return max(3, min(image.shape[:2]) // 200)
+
+
+def _corners(image: np.ndarray) -> list[np.ndarray]:
+    """The four corners of the frame, each a fortieth of its shorter side wide."""
+    side = max(2, min(image.shape[:2]) // 40)
+    ends = slice(side), slice(-side, None)
+    return [image[rows, columns] for rows in ends for columns in ends]
+
+
+def _bright_background(image: np.ndarray) -> np.ndarray | None:
+    """The colour (3,) of a background that is not dark beside the retina; None where it is dark.
+
+    At least three corners are alike, and of no retina's colour, or all four are equal. A retina
+    that fills the frame is in the corners, too: it is red, and shaded (of 10,000 pieces cut out of
+    real ones, none had its corners within 2 levels).
+    """
+    levels = np.array([np.median(corner, axis=(0, 1)) for corner in _corners(image)])
+    red, green, blue = background = np.median(levels, axis=0)
+    alike = (np.abs(levels - background).max(axis=1) <= _LIKE).sum() >= 3
+    if not alike or background.max() < _BRIGHT:
+        return None
+    step = max(1, min(image.shape[:2]) // DETECTION)
+    if background.max() < 0.4 * np.percentile(image[::step, ::step].max(axis=2), 98):
+        return None
+    red_enough = green <= 0.9 * red and blue <= min(0.8 * red, 140)
+    equal = np.ptp(levels, axis=0).max() <= 2
+    return background if equal or not red_enough else None
+
+
+def on_black(image: np.ndarray) -> np.ndarray:
+    """A photograph whose background, white or grey for example, is as bright as the retina.
+
+    The retina is the largest region that differs from it; what is around becomes black.
+
+    Args:
+        image: uint8 (H, W, 3).
+
+    Returns:
+        uint8 (H, W, 3); where the background is dark already, `image` itself.
+
+    Raises:
+        ValueError: nothing that differs from the background covers 5 % of the frame.
+    """
+    background = _bright_background(image)
+    return image if background is None else _blackened(image, background)
+
+
+def _blackened(image: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """`on_black` of a photograph whose background has that colour."""
+    difference = np.abs(image - background.astype(np.float32)).astype(np.uint8)
+    inside = ndimage.binary_fill_holes(_largest_region(difference))
+    rim = 1 + _neighbourhood(image) // 2  # of both colours
+    inside = ndimage.binary_erosion(inside, iterations=rim, border_value=1)
+    return np.where(inside[..., None], image, np.uint8(0))
 
 
 def crop_box(image: np.ndarray) -> tuple[int, int, int, int]:
@@ -219,6 +316,21 @@ def graham(image: np.ndarray) -> np.ndarray:
     return np.where(inside, 4 * (image - average) + 128, 128).clip(0, 255).astype(np.uint8)
 
 
+def read_file(path: Path) -> bytes:
+    """The bytes of a file that may hold a photograph.
+
+    Raises:
+        ValueError: it is none, whatever its name: a folder, a pipe, a device, or too large.
+        OSError: it cannot be read, now: that is no fault of the photograph's.
+    """
+    about = path.stat()
+    if not stat.S_ISREG(about.st_mode):
+        raise ValueError(f"unreadable: not a regular file: {path.name}")
+    if about.st_size > _BYTES:
+        raise ValueError(f"unreadable: {about.st_size:,} bytes, more than {_BYTES:,}: {path.name}")
+    return path.read_bytes()
+
+
 def _decode(data: bytes, name: str, shorter: int = 0) -> tuple[Image.Image, tuple[int, int]]:
     """The photograph in the bytes `data`, upright and in RGB, and its whole width and height.
 
@@ -226,7 +338,7 @@ def _decode(data: bytes, name: str, shorter: int = 0) -> tuple[Image.Image, tupl
     Raises ValueError with the reason for which it is rejected.
     """
     try:
-        with Image.open(BytesIO(data)) as photograph:
+        with Image.open(BytesIO(data), formats=_READ) as photograph:
             width, height = photograph.size
             if width * height > Image.MAX_IMAGE_PIXELS:
                 raise Image.DecompressionBombError(f"{width} x {height} pixels")
@@ -234,38 +346,121 @@ def _decode(data: bytes, name: str, shorter: int = 0) -> tuple[Image.Image, tupl
                 raise ValueError(f"mode {photograph.mode} has more than 8 bits a channel")
             if photograph.mode in ("1", "L", "LA"):
                 raise ValueError(f"mode {photograph.mode} has no colour")
+            _require_one_frame(data)
+            has_16_bits = _has_16_bits(photograph)
             if shorter:
                 photograph.draft(None, (shorter, shorter))
             photograph.load()  # which turns a TIFF, and takes the orientation off it
-            if photograph.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8):
+            if has_16_bits:
+                _require_full_range(photograph)
+            exif = photograph.getexif()
+            orientation = exif.get(ExifTags.Base.Orientation)
+            upright = photograph
+            if orientation in _TURNS:
+                _require_whole(exif)
+                upright = photograph.transpose(_TURNS[orientation])
+            if orientation in (5, 6, 7, 8):
                 width, height = height, width
-            ImageOps.exif_transpose(photograph, in_place=True)
-            if photograph.mode != "RGB":
-                photograph = photograph.convert("RGB")
-            return photograph, (width, height)
+            if photograph.has_transparency_data:  # what is transparent may have any colour
+                layer = upright.convert("RGBA")
+                upright = Image.new("RGB", upright.size)
+                upright.paste(layer, mask=layer.getchannel("A"))
+            if upright.mode != "RGB":
+                upright = upright.convert("RGB")
+            return upright, (width, height)
     except Image.DecompressionBombError as error:
         raise ValueError(
             f"decompression bomb: {error}, more than {Image.MAX_IMAGE_PIXELS:,}"
         ) from error
-    except Image.UnidentifiedImageError as error:
-        raise ValueError(f"unreadable: cannot identify image file: {name}") from error
-    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError) as error:
+    except Exception as error:  # Pillow lets through whatever damaged bytes lead to
         kind = "truncated" if "truncated" in str(error) else "unreadable"
-        raise ValueError(f"{kind}: {error}: {name}") from error
+        raise ValueError(f"{kind}: {_said(error)}: {name}") from error
+
+
+def _said(error: Exception) -> str:
+    """What Pillow says of a file, the same each time."""
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "cannot identify image file"
+    return str(error) or type(error).__name__
+
+
+def _require_whole(exif: Image.Exif) -> None:
+    """Raise ValueError where other tags are damaged: the orientation may be, too."""
+    try:
+        exif.tobytes()
+    except Exception as error:  # as in _decode
+        raise ValueError(
+            f"its EXIF is damaged ({error}), and so perhaps the orientation in it: save it upright"
+        ) from error
+
+
+def _require_one_frame(data: bytes) -> None:
+    """Raise ValueError for several photographs in one file: nobody says which is meant.
+
+    What a TIFF calls reduced is no photograph of its own, nor what stands behind a JPEG at half its
+    size or less: previews and gain maps.
+    """
+    with Image.open(BytesIO(data), formats=_READ) as file:
+        frames = getattr(file, "n_frames", 1)
+        half = file.width / 2, file.height / 2
+        for number in range(1, frames):
+            if file.format == "MPO":
+                try:
+                    file.seek(number)
+                except Exception:  # announced, and not there: what is there is the first
+                    continue
+                is_photograph = file.width > half[0] or file.height > half[1]
+            elif file.format == "TIFF":
+                file.seek(number)
+                is_photograph = not file.tag_v2.get(_SUBFILE, 0) & 1
+            else:
+                is_photograph = True
+            if is_photograph:
+                raise ValueError(f"{frames} frames in one file: save the one that is meant alone")
+
+
+def _has_16_bits(photograph: Image.Image) -> bool:
+    """Whether a file that is not loaded yet has 16 bits a channel.
+
+    Raises ValueError where they lie plane by plane: Pillow takes them for 8.
+    """
+    if any(";16" in str(tile) for tile in photograph.tile):
+        return True
+    if photograph.format == "TIFF" and max(photograph.tag_v2.get(_BITS, (8,))) > 8:
+        raise ValueError("16 bits a channel, plane by plane: save it with 8 bits")
+    return False
+
+
+def _require_full_range(photograph: Image.Image) -> None:
+    """Raise ValueError for 16 bits a channel of which the upper are not used.
+
+    Of each sample the upper 8 are left. What a camera of 10, 12 or 14 bits wrote into the lower
+    ones would look dark.
+    """
+    extrema = zip(photograph.getbands(), photograph.getextrema(), strict=True)
+    highest = max(high for band, (_, high) in extrema if band != "A")
+    if highest < 128:
+        used = 8 + highest.bit_length()
+        raise ValueError(
+            f"16 bits a channel of which {used} are used: a dark photograph, or one of a camera "
+            "with fewer bits? Save it with 8 bits"
+        )
 
 
 def read_photograph(path: Path) -> np.ndarray:
     """The whole photograph upright (EXIF orientation applied).
 
     Returns:
-        uint8 (H, W, 3), RGB.
+        uint8 (H, W, 3), RGB; what is transparent is black.
 
     Raises:
-        ValueError: with the reason: "unreadable: ..." where Pillow cannot decode it, where it has
-            more than 8 bits a channel or no colour; "truncated: ..."; "decompression bomb: ..."
-            beyond Pillow's limit of pixels.
+        ValueError: with the reason: "unreadable: ..." where it is no JPEG, PNG, TIFF or WebP or
+            cannot be decoded, where it has more than 8 bits a channel or no colour, where several
+            photographs are in one file; "truncated: ..."; "decompression bomb: ..." beyond Pillow's
+            limit of pixels.
+        OSError: the file cannot be read.
     """
-    photograph, _ = _decode(path.read_bytes(), path.name)
+    photograph, _ = _decode(read_file(path), path.name)
     return np.asarray(photograph)
 
 
@@ -304,9 +499,12 @@ def extract(
     photograph, shape = _decode(data, name, shorter)
 
     box = (0, 0, *photograph.size)  # of the decoded photograph, then of the whole one
+    background = None
     if crop:
         factor = max(1, min(photograph.size) // DETECTION)
-        found = crop_box(np.asarray(photograph.reduce(factor)))
+        small = np.asarray(photograph.reduce(factor))
+        background = _bright_background(small)
+        found = crop_box(small)
         box = _enlarge(found, factor, photograph.size)
     scale = round(shape[0] / photograph.width)  # 1, 2, 4 or 8 pixels of the whole to a decoded one
     box = _enlarge(box, scale, shape)
@@ -319,6 +517,8 @@ def extract(
         photograph, _ = _decode(data, name, math.ceil(needed * min(shape) / longer))
         scale = round(shape[0] / photograph.width)
 
+    if background is not None:
+        photograph = Image.fromarray(_blackened(np.asarray(photograph), background))
     prepared = _cut(photograph, tuple(end / scale for end in box), size)
     levels = np.ptp(prepared)
     if levels < _VARIES:
@@ -330,18 +530,31 @@ def extract(
     return prepared, box, shape
 
 
-def _read_bits(path: Path, shape: tuple[int, int]) -> np.ndarray:
-    """The bits uint8 of a mask file of that shape; ValueError says why it is rejected."""
+def _bits(data: bytes, name: str) -> np.ndarray:
+    """The pixels of a mask file; ValueError says why there are none."""
     try:
-        with Image.open(path) as mask:
-            bits = np.asarray(mask)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"mask unreadable: {error}: {path.name}") from error
+        with Image.open(BytesIO(data), formats=_READ) as mask:
+            return np.asarray(mask)
+    except Exception as error:  # as in _decode
+        raise ValueError(f"mask unreadable: {_said(error)}: {name}") from error
+
+
+def _read_bits(data: bytes, name: str, shape: tuple[int, int]) -> np.ndarray:
+    """The bits uint8 of a mask file of that shape; ValueError says why it is rejected."""
+    bits = _bits(data, name)
     if bits.shape != shape:
         raise ValueError(f"mask of shape {bits.shape} for a photograph of shape {shape}")
     if bits.dtype not in (np.uint8, bool):
-        raise ValueError(f"mask of {bits.dtype}, not of 8 bits: {path.name}")
+        raise ValueError(f"mask of {bits.dtype}, not of 8 bits: {name}")
     return bits
+
+
+def require_plain_name(name: str, file_format: str) -> None:
+    """Raise ValueError with the reason for which no files of a data set can have this name."""
+    if name in ("", ".", "..") or re.search(r"[\x00-\x1f\x7f/\\\ud800-\udfff]", name):
+        raise ValueError(f"the name {name!a} is no plain name of a file")
+    if len(f"{name}.{file_format}.part".encode()) > 255:
+        raise ValueError(f"a name of {len(name.encode())} bytes is too long for a file")
 
 
 def prepare_photograph(
@@ -359,21 +572,23 @@ def prepare_photograph(
     Files are written beside and renamed. `size`, `crop` and `contrast` are those of `extract`.
 
     Returns:
-        What is known of it: image (its name), sha256 of the file, and either the reason for which
-        it is rejected, or box, width, height, and sums and squares, the exact sums of x and x² by
-        channel in levels of 255.
+        What is known of it: image (its name); sha256 of the file; mask, that of the mask file if
+        there is one; and either the reason for which it is rejected, or box, width, height, and
+        sums and squares, the exact sums of x and x² by channel in levels of 255.
 
     Raises:
-        OSError: a file cannot be written.
+        OSError: a file cannot be read or written: that is no fault of the photograph's.
     """
     record = {"image": name}
     try:
-        data = path.read_bytes()
+        require_plain_name(name, file_format)
+        data = read_file(path)
+        if mask:
+            mask_data = read_file(mask)
+            record["mask"] = hashlib.sha256(mask_data).hexdigest()
         record["sha256"] = hashlib.sha256(data).hexdigest()
         prepared, box, (width, height) = extract(data, path.name, size, crop, contrast)
-        bits = _read_bits(mask, (height, width)) if mask else None
-    except OSError as error:
-        return record | {"reason": f"unreadable: {error}"}
+        bits = _read_bits(mask_data, mask.name, (height, width)) if mask else None
     except ValueError as error:
         return record | {"reason": str(error)}
 

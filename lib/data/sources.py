@@ -8,8 +8,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import numpy as np
@@ -17,8 +19,8 @@ import pandas as pd
 from PIL import Image
 
 from lib import paths
-from lib.data import kaggle, retina
-from lib.data.manifest import HELD_OUT, LABEL_TABLES, SPLITS
+from lib.data import files, kaggle, retina
+from lib.data.manifest import HELD_OUT, LABEL_TABLES, PHOTOGRAPH_SUFFIXES, SPLITS
 from lib.data.phantom import BALANCED, VERSION, write_collection
 
 # Right eyes of EyePACS by grade 0 to 4, counted in Kaggle's label tables; the CLEAR-DR paper says
@@ -43,12 +45,13 @@ IDRID_MASKS = {
 # 39) and in its test split (072). No hash sees that; they were found by their vessels, which
 # correlate with 0.76 to 0.89 once aligned, and looked at.
 SAME_EYE = {f"train_IDRiD_{number}" for number in ("347", "083", "299", "271", "017")}
+_MADE = "made.json"  # in a collection that was written here: of what, and its files' hashes
 # Mean difference of thumbnails, of 255 levels, below which two photographs are one.
 _SAME_PHOTOGRAPH = 2
 
 
 def phantom(n: int, seed: int, share: Sequence[float] = BALANCED) -> Path:
-    """Draw the phantom collection, or find it where it was drawn with the same arguments.
+    """Draw the phantom collection, or find it whole where it was drawn with the same arguments.
 
     Args:
         n: Patients, each with both eyes.
@@ -59,11 +62,8 @@ def phantom(n: int, seed: int, share: Sequence[float] = BALANCED) -> Path:
         ValueError: As `lib.data.phantom.write_collection`.
     """
     raw = paths.RAW / "phantom"
-    wanted = {"n": n, "seed": seed, "share": list(share), "version": VERSION}
-    about = raw / "collection.json"
-    if not about.exists() or json.loads(about.read_text()) != wanted:
-        write_collection(raw, n, seed, share)
-    return raw
+    request = {"n": n, "seed": seed, "share": list(share), "version": VERSION}
+    return _make(raw, request, lambda beside: write_collection(beside, n, seed, share))
 
 
 def eyepacs() -> Path:
@@ -78,8 +78,17 @@ def eyepacs() -> Path:
 
 
 def aptos() -> Path:
-    """Fetch APTOS 2019 from Kaggle, its training split; raises as `lib.data.kaggle.fetch`."""
-    return kaggle.fetch("aptos", paths.RAW / "aptos")
+    """Fetch APTOS 2019 from Kaggle, its training split; raises as `lib.data.kaggle.fetch`.
+
+    Nobody has published whose eyes these are: each photograph is taken for another patient's.
+    """
+    raw = kaggle.fetch("aptos", paths.RAW / "aptos")
+    path = raw / "trainLabels.csv"
+    labels = files.read_table(path, ("image", "level"))
+    if "patient" not in labels:
+        labels["patient"] = labels["image"]
+        paths.write(path, partial(labels.to_csv, index=False))
+    return raw
 
 
 def folder(path: str | Path) -> Path:
@@ -95,8 +104,8 @@ def folder(path: str | Path) -> Path:
     if not any((raw / name).exists() for name in LABEL_TABLES):
         raise FileNotFoundError(
             f"{raw} is no collection: it needs photographs and labels.csv with the columns image "
-            "(a photograph's name without ending) and level (0 to 4); further columns patient, "
-            "split and file are read where they are there"
+            "(a photograph's name) and level (0 to 4); further columns patient, eye, split and "
+            "file are read where they are there"
         )
     return raw
 
@@ -133,26 +142,30 @@ def retinamnist(size: int = 28) -> Path:
             f"{path} is not MedMNIST's file: its md5 is {found}, not {md5}. Delete it and download "
             "it anew"
         )
-    raw = paths.RAW / f"retinamnist-{size}"
-    if raw.exists():
-        return raw
-    beside = _new_beside(raw)
-    (beside / "train").mkdir()
+    return _make(
+        paths.RAW / f"retinamnist-{size}", {"md5": md5}, partial(_unpack_retinamnist, path)
+    )
+
+
+def _unpack_retinamnist(path: Path, raw: Path) -> None:
+    """Write the photographs of MedMNIST's file and their label table."""
+    (raw / "train").mkdir()
     arrays = np.load(path)
     rows = []
     for split in SPLITS:
         levels = arrays[f"{split}_labels"][:, 0]
         for i, pixels in enumerate(arrays[f"{split}_images"]):
             image = f"{split}_{i:04d}"
-            Image.fromarray(pixels).save(beside / "train" / f"{image}.png", compress_level=1)
+            Image.fromarray(pixels).save(raw / "train" / f"{image}.png", compress_level=1)
             rows.append({"image": image, "level": levels[i], "split": split})
-    return _finish(beside, raw, rows)
+    pd.DataFrame(rows).to_csv(raw / "labels.csv", index=False)
 
 
 def idrid(lesions: bool = False, path: str = "") -> Path:
     """Make IDRiD a collection with its own split: 413 and 103 graded photographs.
 
-    The photographs stay where they are.
+    The photographs stay where they are; the collection, with the masks of lesions, is made anew
+    where a file of IDRiD has changed.
 
     Args:
         lesions: Whether to hold out the photographs that have masks, as the split "lesions". Their
@@ -164,6 +177,7 @@ def idrid(lesions: bool = False, path: str = "") -> Path:
 
     Raises:
         FileNotFoundError: Where there is no IDRiD, or no masks.
+        ValueError: For a file of IDRiD that cannot be read.
     """
     home = Path(path).expanduser().absolute() if path else paths.dataset("idrid")
     tables = list(home.rglob("*Disease Grading_T*ing Labels.csv"))
@@ -173,9 +187,21 @@ def idrid(lesions: bool = False, path: str = "") -> Path:
             "from https://ieee-dataport.org/open-access/"
             "indian-diabetic-retinopathy-image-dataset-idrid there"
         )
+    endings = (".csv", *PHOTOGRAPH_SUFFIXES)
+    used = [path for path in sorted(home.rglob("*")) if path.suffix.lower() in endings]
+    request = {"home": str(home), "files": {}}
+    for path, digest in files.content_hashes(home, used).items():
+        request["files"][str(path.relative_to(home))] = digest
+    make = partial(_write_idrid, home, tables, lesions)
+    return _make(paths.RAW / ("idrid-lesions" if lesions else "idrid-grades"), request, make)
+
+
+def _write_idrid(home: Path, tables: list[Path], lesions: bool, raw: Path) -> None:
+    """Write the label table of IDRiD's photographs, and the masks of those that are held out."""
     levels = {}
     for table in tables:
-        for name, level in pd.read_csv(table, index_col=0)["Retinopathy grade"].items():
+        labels = files.read_table(table, ("image name", "retinopathy grade"))
+        for name, level in labels[["image name", "retinopathy grade"]].to_numpy():
             levels[f"{_idrid_split(table)}_{name}"] = level
     rows = {}
     for file in sorted(home.rglob("*IDRiD_[0-9][0-9][0-9].jpg")):
@@ -184,12 +210,10 @@ def idrid(lesions: bool = False, path: str = "") -> Path:
         row = {"image": image, "level": levels.get(image, ""), "split": split, "file": file}
         rows.setdefault(image, row)  # `C. Localization` has the same photographs again
     rows = list(rows.values())
-    raw = paths.RAW / ("idrid-lesions" if lesions else "idrid")
-    beside = _new_beside(raw)
     if lesions:
         rows = _hold_out(rows, home)
-        _write_masks(rows, home, beside / "masks", raw / "masks")
-    return _finish(beside, raw, rows)
+        _write_masks(rows, home, raw / "masks")
+    pd.DataFrame(rows).to_csv(raw / "labels.csv", index=False)
 
 
 def _idrid_split(path: Path) -> str:
@@ -212,10 +236,10 @@ def _hold_out(rows: list[dict], home: Path) -> list[dict]:
     return [row for row in rows if row["image"] not in twins] + held_out
 
 
-def _write_masks(rows: list[dict], home: Path, folder: Path, before: Path) -> None:
-    """Write a mask file for each held-out photograph, or take it over from the folder `before`."""
-    files = {path.stem: path for path in home.rglob("IDRiD_[0-9][0-9]_[A-Z][A-Z].*")}
-    if not files:
+def _write_masks(rows: list[dict], home: Path, folder: Path) -> None:
+    """Write a mask file for each held-out photograph."""
+    masks_of = {path.stem: path for path in home.rglob("IDRiD_[0-9][0-9]_[A-Z][A-Z].*")}
+    if not masks_of:
         raise FileNotFoundError(
             f"no lesion masks in {home}: put `A. Segmentation` of IDRiD there, or lesions=False"
         )
@@ -223,48 +247,100 @@ def _write_masks(rows: list[dict], home: Path, folder: Path, before: Path) -> No
     for row in rows:
         if row["split"] != HELD_OUT:
             continue
-        target = f"{row['image']}.png"
-        if (before / target).exists():
-            os.link(before / target, folder / target)
-            continue
-        with Image.open(row["file"]) as photograph:
-            masks = {retina.OPTIC_DISC: np.zeros(photograph.size[::-1], bool)}
+        width, height = _read(row["file"], lambda photograph: photograph.size)
+        masks = {retina.OPTIC_DISC: np.zeros((height, width), bool)}
         for end, what in IDRID_MASKS.items():
-            if file := files.get(f"{row['file'].stem}_{end}"):
-                with Image.open(file) as mask:
-                    masks[what] = np.asarray(mask.convert("L")) > 0
-        Image.fromarray(retina.pack_masks(masks)).save(folder / target, compress_level=1)
+            if file := masks_of.get(f"{row['file'].stem}_{end}"):
+                masks[what] = _read(file, lambda mask: np.asarray(mask.convert("L")) > 0)
+                if masks[what].shape != (height, width):
+                    raise ValueError(
+                        f"{file} is {masks[what].shape[::-1]} pixels, its photograph "
+                        f"{width, height}: take both from one copy of IDRiD"
+                    )
+        target = folder / f"{row['image']}.png"
+        Image.fromarray(retina.pack_masks(masks)).save(target, compress_level=1)
+
+
+def _read(path: Path, what: Callable[[Image.Image], Any]) -> Any:
+    """What a function makes of an image of a published data set."""
+    try:
+        with Image.open(path, formats=["JPEG", "PNG", "TIFF"]) as image:
+            return what(image)
+    except Exception as error:  # Pillow raises any kind for damaged bytes
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise ValueError(f"{path} cannot be read ({error}): fetch it anew") from error
 
 
 def _thumbnail(path: Path) -> np.ndarray:
     """The photograph in 64 x 42 grey pixels, each the mean of what it covers; float32 (42, 64)."""
-    with Image.open(path) as file:
+
+    def reduce(file: Image.Image) -> np.ndarray:
         width, height = file.size
         file.draft("RGB", (64, 42))
         by = round(width / file.width)  # the last decoded pixel may stand for less
         box = (0, 0, width / by, height / by)
         return np.asarray(file.convert("L").resize((64, 42), Image.Resampling.BOX, box), np.float32)
 
-
-def _new_beside(raw: Path) -> Path:
-    """A new folder beside `raw`, to be renamed when it is whole."""
-    beside = raw.with_name(f"{raw.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    return beside
+    return _read(path, reduce)
 
 
-def _finish(beside: Path, raw: Path, rows: list[dict]) -> Path:
-    """Write the label table; then the collection, now whole, gets its name."""
-    pd.DataFrame(rows).to_csv(beside / "labels.csv", index=False)
-    shutil.rmtree(raw, ignore_errors=True)
-    os.replace(beside, raw)
+def _make(raw: Path, request: dict, write: Callable[[Path], None]) -> Path:
+    """The collection `raw`, as `write` makes it in the new folder that it is handed.
+
+    It is used again if the same request made it and each of its files is as it was written. It gets
+    its name when it is whole. What was there before is kept aside, unless it is as it was made.
+    """
+    request = json.loads(json.dumps(request))  # as it will be read again
+    if _made(raw).get("request") == request:
+        return raw
+    with paths.alone(raw, "writing"):
+        made = _made(raw)  # another run may have been faster
+        if made.get("request") == request:
+            return raw
+        beside = raw.with_name(f"{raw.name}.partial")
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        write(beside)
+        about = {"request": request, "files": _checksums(beside)}
+        (beside / _MADE).write_text(json.dumps(about))
+        if made and made["files"].keys() == _checksums(raw).keys():
+            shutil.rmtree(raw)
+        elif raw.exists():
+            kept = paths.aside(raw)
+            print(f"{raw.name} was not as it had been written here; it is kept as {kept.name}")
+        os.replace(beside, raw)
     return raw
 
 
-def imagenet_boxes(
-    path: str | Path,
-) -> dict[str, tuple[int, list[tuple[int, int, int, int]]]]:
+def _made(raw: Path) -> dict:
+    """What is recorded of a collection that was written here; empty if a file is not as it was."""
+    try:
+        made = json.loads((raw / _MADE).read_text())
+        whole = made["request"] and made["files"].items() <= _checksums(raw).items()
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
+    return made if whole else {}
+
+
+def _checksums(raw: Path) -> dict[str, str]:
+    """The hash of every file of a collection but that of `_MADE`, by its path there."""
+    found = [path for path in files.walk(raw)[0] if path.is_file() and path != raw / _MADE]
+    return {
+        str(path.relative_to(raw)): digest
+        for path, digest in files.content_hashes(raw, found).items()
+    }
+
+
+class Annotation(NamedTuple):
+    """What ILSVRC says of a photograph."""
+
+    label: int
+    boxes: list[tuple[int, int, int, int]]  # x0, y0, x1, y1 in pixels; x1 and y1 are exclusive
+    size: tuple[int, int] | None  # width and height of the photograph they were drawn on, if said
+
+
+def imagenet_boxes(path: str | Path) -> dict[str, Annotation]:
     """Read ILSVRC's boxes, with the classes numbered by sorted wnid, as in torchvision.
 
     Args:
@@ -273,64 +349,123 @@ def imagenet_boxes(
             than 1,000 classes occur, LOC_synset_mapping.txt beside it numbers them.
 
     Returns:
-        Class and boxes (x0, y0, x1, y1) by the photograph's name without ending, in pixels. In
-        ILSVRC's files the last pixel belongs to the box; here x1 and y1 are exclusive.
+        Class, boxes and size by the photograph's name without ending. In ILSVRC's files the last
+        pixel belongs to the box; here x1 and y1 are exclusive. The CSV says no sizes.
 
     Raises:
         FileNotFoundError: For a path that is not there.
-        ValueError: For a row or file that cannot be read, for two classes in one photograph, and
-            without a numbering.
+        ValueError: For a row or file that cannot be read, for a box that ends before it begins, for
+            two classes in one photograph, and without a numbering.
     """
     path = Path(path).expanduser()
     if not path.exists():
         raise FileNotFoundError(
             f"no boxes at {path}: give LOC_val_solution.csv or the folder of ILSVRC's XML files"
         )
-    rows = _boxes_of_xml(path) if path.is_dir() else _boxes_of_csv(path)
-    wnids = sorted({wnid for _, wnid, _ in rows})
+    rows = list(_boxes_of_xml(path) if path.is_dir() else _boxes_of_csv(path))
+    if not rows:
+        raise ValueError(f"{path} holds no box: give LOC_val_solution.csv or the XML files' folder")
+    wnids = sorted({wnid for _, _, wnid, _ in rows})
     mapping = path.parent / "LOC_synset_mapping.txt"
     if mapping.exists():
-        wnids = sorted(line.split()[0] for line in mapping.read_text().splitlines() if line.strip())
+        lines = mapping.read_text(encoding="utf-8").splitlines()
+        wnids = sorted(line.split()[0] for line in lines if line.strip())
     elif len(wnids) < 1000:
         raise ValueError(
             f"{path} holds {len(wnids)} classes: put LOC_synset_mapping.txt, which numbers all "
             f"1,000, into {path.parent}"
         )
-    boxes = {}
-    for image, wnid, (x0, y0, x1, y1) in rows:
-        label, instances = boxes.setdefault(image, (wnids.index(wnid), []))
-        if label != wnids.index(wnid):
+    number = {wnid: i for i, wnid in enumerate(wnids)}
+    annotations = {}
+    for image, size, wnid, (x0, y0, x1, y1) in rows:
+        if wnid not in number:
+            raise ValueError(f"{image} in {path} is of class {wnid!r}, which {mapping} has not")
+        if min(x0, y0) < 0 or x1 < x0 or y1 < y0:
             raise ValueError(
-                f"{image} in {path} has boxes of two classes, {wnids[label]} and {wnid}; ILSVRC "
-                "has one"
+                f"{image} in {path} has the box {(x0, y0, x1, y1)}, which is no x0 <= x1, y0 <= y1 "
+                "from 0 on"
             )
-        instances.append((x0, y0, x1 + 1, y1 + 1))
-    return boxes
+        annotation = annotations.setdefault(image, Annotation(number[wnid], [], size))
+        if annotation.label != number[wnid]:
+            raise ValueError(
+                f"{image} in {path} has boxes of two classes, {wnids[annotation.label]} and {wnid};"
+                " ILSVRC has one"
+            )
+        annotation.boxes.append((x0, y0, x1 + 1, y1 + 1))
+    return annotations
 
 
-def _boxes_of_csv(path: Path) -> list[tuple]:
-    """Photograph, wnid and corners of every box."""
-    rows = []
-    for image, text in pd.read_csv(path)[["ImageId", "PredictionString"]].itertuples(index=False):
+_Row = tuple[str, tuple[int, int] | None, str, tuple[int, ...]]  # photograph, size, wnid, corners
+
+
+def _boxes_of_csv(path: Path) -> Iterable[_Row]:
+    """Every box, without its photograph's size."""
+    table = files.read_table(path, ("imageid", "predictionstring"))
+    for image, text in table[["imageid", "predictionstring"]].to_numpy():
         words = text.split()
-        if not words or len(words) % 5:
+        try:
+            corners = [int(word) for i, word in enumerate(words) if i % 5]
+        except ValueError:
+            corners = []
+        if not words or len(corners) * 5 != len(words) * 4:
             raise ValueError(f"{image} in {path}: {text!r} is not `wnid x0 y0 x1 y1`, repeated")
-        for i in range(0, len(words), 5):
-            corners = tuple(int(word) for word in words[i + 1 : i + 5])
-            rows.append((image, words[i], corners))
-    return rows
+        for i, wnid in enumerate(words[::5]):
+            yield image, None, wnid, tuple(corners[4 * i : 4 * i + 4])
 
 
-def _boxes_of_xml(folder: Path) -> list[tuple]:
-    """Photograph, wnid and corners of every box."""
-    rows = []
+def _boxes_of_xml(folder: Path) -> Iterable[_Row]:
+    """Every box, with its photograph's size where the file says it."""
     for file in sorted(folder.glob("*.xml")):
         try:
-            for thing in ElementTree.parse(file).iter("object"):
+            root = ElementTree.parse(file)
+            sides = [root.findtext(f"size/{side}") for side in ("width", "height")]
+            size = tuple(int(side) for side in sides) if all(sides) else None
+            things = list(root.iter("object"))
+            for thing in things:
                 corners = []
                 for side in ("xmin", "ymin", "xmax", "ymax"):
                     corners.append(int(thing.findtext(f"bndbox/{side}")))
-                rows.append((file.stem, thing.findtext("name"), tuple(corners)))
+                yield file.stem, size, thing.findtext("name", ""), tuple(corners)
+            if not things:
+                raise ValueError("it has no object")
         except (ElementTree.ParseError, TypeError, ValueError) as error:
             raise ValueError(f"{file} is not an ILSVRC annotation: {error}") from error
-    return rows
+
+
+def imagenet_photographs(
+    folder: str | Path, annotations: dict[str, Annotation], limit: int = 0
+) -> list[Path]:
+    """ILSVRC's photographs that have boxes, once these are seen to be of photographs of their size.
+
+    Args:
+        folder: With the photographs, <name>.JPEG.
+        annotations: As `imagenet_boxes` reads them.
+        limit: How many to return, of all that are looked at; 0 means all.
+
+    Raises:
+        FileNotFoundError: For a folder without such a photograph.
+        ValueError: Where boxes reach beyond a photograph, or were drawn on one of another size.
+    """
+    folder = Path(folder).expanduser()
+    found = sorted(path for path in folder.glob("*.JPEG") if path.stem in annotations)
+    found = [path for path in found if path.is_file()]
+    if not found:
+        raise FileNotFoundError(
+            f"{folder} holds no photograph <name>.JPEG that has boxes: give the folder of "
+            f"ILSVRC2012_val_*.JPEG; the first of {len(annotations):,} boxes is of "
+            f"{min(annotations)}"
+        )
+    for path in found:
+        width, height = _read(path, lambda photograph: photograph.size)
+        boxes, size = annotations[path.stem][1:]
+        said = f"were drawn on {size}" if size and size != (width, height) else ""
+        for box in boxes:
+            if box[2] > width + 1 or box[3] > height + 1:  # some of ILSVRC's count from 1
+                said = said or f"reach to {box[2:]}"
+        if said:
+            raise ValueError(
+                f"boxes and photographs differ in size: {path} has {width, height} pixels, its "
+                f"boxes {said}. Give the photographs as ILSVRC published them, not resized, and "
+                "the boxes of the same"
+            )
+    return found[: limit or None]

@@ -71,12 +71,48 @@ def test_mnist_has_its_known_counts_mean_and_first_labels(split, counts):
         assert images.std().item() == pytest.approx(0.3081, abs=5e-5)
 
 
+def idx(array):
+    """An array of bytes in MNIST's format."""
+    header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes()
+    return header + array.astype(np.uint8).tobytes()
+
+
+STEPS = r"MNIST.*\(1\).*COMPANION_DATASETS.*\(2\).*\(3\).*dataset='digits'"
+
+
 def test_an_incomplete_mnist_is_an_error_that_says_what_to_do(tmp_path, monkeypatch):
     (tmp_path / "MNIST/raw").mkdir(parents=True)
     monkeypatch.setattr(paths, "dataset", tmp_path.joinpath)
-    steps = r"MNIST.*\(1\).*COMPANION_DATASETS.*\(2\).*\(3\).*dataset='digits'"
-    with pytest.raises(RuntimeError, match=steps):
+    with pytest.raises(RuntimeError, match=STEPS):
         digits.load_digits_split("mnist", "train")
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_an_mnist_of_which_a_byte_differs_is_not_taken_for_it(tmp_path, monkeypatch, split):
+    """Nor one that is cut off; as its md5 say, it is read."""
+    raw = tmp_path / "MNIST/raw"
+    raw.mkdir(parents=True)
+    monkeypatch.setattr(paths, "dataset", tmp_path.joinpath)
+    for names in digits.MNIST_FILES.values():
+        for name in names:
+            shape = (5, 28, 28) if "images" in name else (5,)
+            (raw / name).write_bytes(idx(np.arange(np.prod(shape)).reshape(shape) % 10))
+    with pytest.raises(RuntimeError, match=rf"the md5 of \S+images\S+ is \w+, .*{STEPS}"):
+        digits.load_digits_split("mnist", split)
+    md5 = {
+        name: hashlib.md5((raw / name).read_bytes()).hexdigest()
+        for name in digits.MNIST_FILES[split]
+    }
+    monkeypatch.setitem(digits.MNIST_FILES, split, md5)
+    images, labels = digits.load_digits_split("mnist", split)
+    assert labels.tolist() == [0, 1, 2, 3, 4] and images.shape == (5, 1, 28, 28)
+    for name in md5:
+        whole = (raw / name).read_bytes()
+        for damaged in (whole[:-1], whole[:-1] + b"\x07", b""):
+            (raw / name).write_bytes(damaged)
+            with pytest.raises(RuntimeError, match=STEPS):
+                digits.load_digits_split("mnist", split)
+        (raw / name).write_bytes(whole)
 
 
 @pytest.mark.parametrize("split", ["train", "test"])

@@ -10,10 +10,13 @@ import json
 import multiprocessing
 import os
 import random
+import re
+import shutil
 import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from importlib.metadata import version
 from unittest import mock
 
@@ -281,6 +284,201 @@ def test_the_same_request_is_answered_from_disk_and_another_one_remade(tmp_path)
     assert set(rejects(out).index) == {"10_right", "21_right"}
 
 
+# Content decides
+
+
+def small(tmp_path):
+    return write(tmp_path / "raw", [0] * 12), tmp_path / "out"
+
+
+def touched_not(path, change):
+    """Change a file and leave its size and time of modification as they are."""
+    before = path.stat()
+    change(path)
+    os.truncate(path, before.st_size)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_a_photograph_of_the_same_size_and_time_is_another_by_its_content(tmp_path):
+    raw, out = small(tmp_path)
+    fundus.prepare(raw, out, SIZE)
+    path = raw / "train" / "12_right.jpeg"
+    was = opened(out, "12_right")
+
+    def darken(path):
+        image = np.asarray(Image.open(path)) // 3
+        Image.fromarray(image).save(path, quality=60)
+
+    touched_not(path, darken)
+    fundus.prepare(raw, out, SIZE)
+    assert opened(out, "12_right").mean() < 0.5 * was.mean()
+    assert (tmp_path / "out.1" / "dataset.json").exists()
+
+
+def test_a_repaired_photograph_is_tried_again_and_a_deleted_one_leaves(tmp_path):
+    raw, out = small(tmp_path)
+    path = raw / "train" / "12_right.jpeg"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:700])
+    fundus.prepare(raw, out, SIZE)
+    assert rejects(out).index.tolist() == ["12_right"]
+    path.write_bytes(whole)
+    fundus.prepare(raw, out, SIZE)
+    assert rejects(out).empty
+    path.unlink()
+    fundus.prepare(raw, out, SIZE)
+    assert rejects(out).to_dict() == {"12_right": "no photograph"}
+    assert not (out / "images" / "12_right.webp").exists()
+
+
+def test_other_masks_are_prepared_anew(tmp_path):
+    raw, out = small(tmp_path)
+    mask = raw / "masks" / "12_right.png"
+    was = contents(fundus.prepare(raw, out, SIZE))
+    touched_not(mask, lambda path: Image.new("L", (96, 80), 64).save(path))
+    changed = contents(fundus.prepare(raw, out, SIZE))
+    differing = {name for name in was if was[name] != changed[name]}
+    assert differing == {"masks/12_right.png", "dataset.json"}
+    mask.unlink()
+    fundus.prepare(raw, out, SIZE)
+    assert not (out / "masks" / "12_right.png").exists()
+
+
+def test_an_interrupted_run_takes_over_only_what_has_not_changed_since(tmp_path, full_disk):
+    """Of those done, one is changed, one repaired, one spoilt, one deleted, one loses its mask."""
+    raw, out = small(tmp_path)
+    train = raw / "train"
+    whole = (train / "11_left.jpeg").read_bytes()
+    (train / "11_left.jpeg").write_bytes(whole[:700])
+    full_disk(raw, out, 15)
+    (partial,) = unfinished(out)
+    assert {"10_left", "11_left", "12_left", "13_left", "14_left", "15_left"} <= kept(partial)
+    touched_not(train / "10_left.jpeg", lambda path: path.write_bytes(whole))
+    (train / "11_left.jpeg").write_bytes(whole + b" ")
+    (train / "12_left.jpeg").write_text("spoilt")
+    (train / "13_left.jpeg").unlink()
+    (raw / "masks" / "14_left.png").unlink()
+    done = kept(partial)
+    with Counting() as executor:
+        fundus.prepare(raw, out, SIZE, eye="both", executor=executor)
+    changed = {f"{number}_left" for number in (10, 11, 12, 13, 14)}
+    assert set(executor.names) & done == changed - {"13_left"}
+    reference = fundus.prepare(raw, tmp_path / "reference", SIZE, eye="both")
+    assert contents(out) == contents(reference)
+    assert set(rejects(out).index) >= {"12_left", "13_left"}
+
+
+def test_a_collection_that_changes_meanwhile_is_not_taken(tmp_path):
+    """As when a run of another profile draws its phantoms there."""
+    raw, out = small(tmp_path)
+    other = write(tmp_path / "other", [1] * 12)
+
+    class Swapping(ThreadPoolExecutor):
+        def submit(self, function, /, *arguments):
+            future = super().submit(function, *arguments)
+            future.result()
+            if arguments[0] == "15_right":
+                for path in (raw / "train").iterdir():
+                    path.write_bytes((other / "train" / path.name).read_bytes() + b" ")
+            return future
+
+    with Swapping(1) as executor, pytest.raises(RuntimeError, match="raw changed while it was"):
+        fundus.prepare(raw, out, SIZE, executor=executor)
+    assert not out.exists()
+    fundus.prepare(raw, out, SIZE)
+    assert contents(out) == contents(fundus.prepare(raw, tmp_path / "reference", SIZE))
+
+
+# Faults that are not the photographs'
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENOENT])
+def test_a_read_error_rejects_nothing_and_the_next_run_goes_on(
+    raw, undisturbed, tmp_path, monkeypatch, number
+):
+    out, read = tmp_path / "out", retina.read_file
+
+    def failing(path):
+        if path.name in ("20_left.jpeg", "21_right.jpeg", "22_left.png"):
+            raise OSError(number, "for a moment", str(path))
+        return read(path)
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(
+            OSError, match=r"20_left.jpeg.*No photograph is rejected for that\. Run again"
+        ) as raised,
+    ):
+        patch.setattr(retina, "read_file", failing)
+        fundus.prepare(raw, out, SIZE, eye="both")
+    assert raised.value.errno == number and not out.exists()
+    with Counting() as executor:
+        fundus.prepare(raw, out, SIZE, eye="both", executor=executor)
+    assert 0 < len(executor.names) < 59
+    assert contents(out) == contents(undisturbed)
+
+
+def test_a_worker_that_dies_is_told_with_what_to_do(raw, undisturbed, tmp_path):
+    class Dying(ThreadPoolExecutor):
+        def submit(self, function, /, *arguments):
+            if arguments[0] == "20_left":
+                raise BrokenProcessPool
+            return super().submit(function, *arguments)
+
+    out = tmp_path / "out"
+    with (
+        Dying(1) as executor,
+        pytest.raises(
+            RuntimeError,
+            match=r"memory was full.*Run again: it goes on .* executor of fewer processes",
+        ),
+    ):
+        fundus.prepare(raw, out, SIZE, eye="both", executor=executor)
+    assert contents(fundus.prepare(raw, out, SIZE, eye="both")) == contents(undisturbed)
+
+
+def test_names_that_lead_elsewhere_are_rejected_and_others_go_on(tmp_path):
+    raw, out = small(tmp_path)
+    train, labels = raw / "train", raw / "trainLabels.csv"
+    table = pd.read_csv(labels)
+    table["file"] = [f"train/{image}.jpeg" for image in table["image"]]
+    evil = ["../../../x_right", "/tmp/x_right", "day1/x_right", "..\\x_right"]
+    table.loc[[1, 3, 5, 7], "image"] = evil
+    table.to_csv(labels, index=False)
+    before = {path for path in tmp_path.rglob("*") if path.is_relative_to(raw)}
+    fundus.prepare(raw, out, SIZE, test_share=0.3)
+    assert set(rejects(out).index) >= set(evil) and len(opened(out, "14_right")) == SIZE
+    made = set(tmp_path.rglob("*")) - before
+    assert {path.relative_to(tmp_path).parts[0] for path in made} == {"out", "out.lock"}
+    assert train.exists()
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a folder"])
+def test_a_mask_that_is_no_file_rejects_its_photograph_alone(tmp_path, kind):
+    raw, out = small(tmp_path)
+    mask = raw / "masks" / "12_right.png"
+    mask.unlink()
+    os.mkfifo(mask) if kind == "a pipe" else mask.mkdir()
+    fundus.prepare(raw, out, SIZE)
+    said = "unreadable: not a regular file: 12_right.png"
+    assert rejects(out).to_dict() == {"12_right": said}
+
+
+def test_photographs_named_like_missing_values_are_read_back(tmp_path):
+    raw, out = small(tmp_path)
+    labels = pd.read_csv(raw / "trainLabels.csv", dtype=str)
+    names = ["NA", "null", "nan", "None", "1e5", "007"]
+    for new, old in zip(names, labels["image"][::2], strict=False):
+        (raw / "train" / f"{old}.jpeg").rename(raw / "train" / f"{new}.jpeg")
+        (raw / "masks" / f"{old}.png").rename(raw / "masks" / f"{new}.png")
+        labels["image"] = labels["image"].replace(old, new)
+    labels["patient"] = labels["image"].str.split("_").str[0]
+    labels.to_csv(raw / "trainLabels.csv", index=False)
+    fundus.prepare(raw, out, SIZE, eye="both")
+    read = [fundus.FundusDataset(out, split) for split in SPLITS]
+    assert set(names) <= {name for data in read for name in data.names}
+
+
 # Requests that cannot be met
 
 
@@ -492,6 +690,20 @@ def test_other_settings_are_another_folder_and_never_a_mixture(
     assert {path.name for path in tmp_path.iterdir()} - {"out.lock"} == {"out", "out.1", "out.2"}
 
 
+def test_what_another_run_made_in_the_meantime_is_used(raw, tmp_path, monkeypatch, capsys):
+    out, alone = tmp_path / "out", paths.alone
+
+    def late(folder, doing):
+        if not out.exists():
+            monkeypatch.setattr(paths, "alone", alone)
+            fundus.prepare(raw, out, SIZE, eye="both")
+        return alone(folder, doing)
+
+    monkeypatch.setattr(paths, "alone", late)
+    fundus.prepare(raw, out, SIZE, eye="both")
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "out.lock"}
+
+
 def test_a_second_run_at_once_is_told_and_the_first_one_is_not_disturbed(
     raw, undisturbed, tmp_path
 ):
@@ -502,7 +714,9 @@ def test_a_second_run_at_once_is_told_and_the_first_one_is_not_disturbed(
             first = other.submit(fundus.prepare, raw, out, SIZE, eye="both", executor=busy)
             until(lambda: unfinished(out))
             for seed in (0, 1):
-                with pytest.raises(RuntimeError, match=r"Another run is preparing .*out \(process \d+ on .*: wait"):
+                with pytest.raises(
+                    RuntimeError, match=r"Another run is preparing .*out \(process \d+ on .*: wait"
+                ):
                     fundus.prepare(raw, out, SIZE, eye="both", seed=seed)
         finally:
             go.set()
@@ -620,6 +834,79 @@ def test_what_is_missing_is_named(tmp_path):
     text = (out / "manifest.csv").read_text()
     (out / "manifest.csv").write_text(text.replace(",split,", ",part,"))
     with pytest.raises(ValueError, match=r"earlier version.* no column split. Delete it and run"):
+        fundus.FundusDataset(out, "test")
+
+
+EDITS = {
+    "dataset.json": {
+        "emptied": lambda text: "",
+        "cut off": lambda text: text[:90],
+        "a list": lambda text: "[]",
+        "null": lambda text: "null",
+        "no mean": lambda text: text.replace('"mean"', '"meen"'),
+        "a mean of words": lambda text: re.sub(r'"mean": \[[^]]*', '"mean": ["a", "b", "c"', text),
+        "two means": lambda text: re.sub(r'"mean": \[[^]]*', '"mean": [0.1, 0.2', text),
+        "no deviation": lambda text: re.sub(r'"std": \[[^]]*', '"std": [0, 0, 0', text),
+        "NaN": lambda text: re.sub(r'"mean": \[[^]]*', '"mean": [NaN, 0.2, 0.1', text),
+        "a format": lambda text: text.replace('"webp"', '"../x"'),
+        "a size": lambda text: text.replace('"size": 24', '"size": "24"'),
+        "counts": lambda text: text.replace('"counts": {', '"counts": 3, "more": {'),
+    },
+    "manifest.csv": {
+        "emptied": lambda text: "",
+        "its columns alone": lambda text: text.split("\n")[0] + "\n",
+        "cut off": lambda text: text[:-40],
+        "a grade": lambda text: re.sub(r"_left,(\d+),left,0", r"_left,\1,left,1", text, count=1),
+        "a name": lambda text: re.sub(r"\n\d+_left", r"\n../../x", text, count=1),
+        "binary": lambda text: "\0" * len(text),
+        "semicolons": lambda text: text.replace(",", ";"),
+    },
+}
+
+
+@pytest.mark.parametrize(("name", "edit"), [(name, edit) for name in EDITS for edit in EDITS[name]])
+def test_a_file_that_was_emptied_or_edited_is_named_with_what_to_do(
+    undisturbed, tmp_path, name, edit
+):
+    out = tmp_path / "out"
+    shutil.copytree(undisturbed, out)
+    text = (out / name).read_text()
+    (out / name).write_text(EDITS[name][edit](text))
+    assert (out / name).read_text() != text
+    with pytest.raises(
+        ValueError, match=rf"{name} is damaged or was edited|no column split"
+    ) as told:
+        fundus.FundusDataset(out, "test")
+    assert "03_dr_dataset.ipynb again" in str(told.value)
+
+
+@pytest.mark.parametrize("edit", [*EDITS["dataset.json"]])
+def test_prepare_leaves_a_damaged_data_set_where_it_is_and_says_so(
+    raw, undisturbed, tmp_path, edit
+):
+    out = tmp_path / "out"
+    shutil.copytree(undisturbed, out)
+    about = out / "dataset.json"
+    about.write_text(EDITS["dataset.json"][edit](about.read_text()))
+    before = contents(out)
+    with pytest.raises(ValueError, match=r"dataset.json is damaged or was edited .* Move .* away"):
+        fundus.prepare(raw, out, SIZE, eye="both")
+    assert contents(out) == before
+
+
+@pytest.mark.parametrize("kind", ["text", "emptied", "cut off", "another size", "grey"])
+def test_a_prepared_photograph_that_was_damaged_is_named(undisturbed, tmp_path, kind):
+    out = tmp_path / "out"
+    shutil.copytree(undisturbed, out)
+    name = fundus.FundusDataset(out, "test").names[0]
+    path = out / "images" / f"{name}.webp"
+    if kind == "another size":
+        Image.new("RGB", (SIZE + 1, SIZE)).save(path)
+    elif kind == "grey":
+        Image.new("L", (SIZE, SIZE)).save(path, "jpeg")
+    else:
+        path.write_bytes({"text": b"%!PS", "emptied": b"", "cut off": path.read_bytes()[:60]}[kind])
+    with pytest.raises(ValueError, match=rf"{name}.webp is damaged or was edited .* Move .* again"):
         fundus.FundusDataset(out, "test")
 
 

@@ -11,18 +11,22 @@ import stat
 import subprocess
 import sys
 import threading
+import traceback
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from IPython.core.ultratb import FormattedTB
 
 from lib import paths
 from lib.data import kaggle as download  # `kaggle` is the server, as a test's argument
 
 NOISE = random.Random(0)
+SECRET = f"{NOISE.getrandbits(128):x}"  # what signs a link
 IMAGES = [f"{patient}_{eye}" for patient in (10, 13, 15) for eye in ("left", "right")]
 TRAIN = {f"train/{image}.jpeg": NOISE.randbytes(NOISE.randrange(500, 900)) for image in IMAGES}
 TEST = {f"test/{image}.jpeg": NOISE.randbytes(300) for image in IMAGES[:4]}
@@ -90,14 +94,14 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data[:send])
 
-    def refused(self, request):
+    def refused(self, request, kind="application/json"):
         if request not in self.server.refuse:
             return False
         status, headers = self.server.refuse[request]
         message = json.dumps(
             {"code": status, "message": f"no, says the server with {status}"}
         ).encode()
-        self.answer(status, message, Content_Type="application/json", **headers)
+        self.answer(status, message, Content_Type=kind, **headers)
         return True
 
     def do_POST(self):
@@ -127,7 +131,7 @@ class Handler(BaseHTTPRequestHandler):
         if name not in server.files | server.hidden:
             return self.answer(404)
         return self.answer(
-            302, Location=f"http://127.0.0.1:{server.server_port}/signed/{name}?signature=0123"
+            302, Location=f"http://127.0.0.1:{server.link_port}/signed/{name}?signature={SECRET}"
         )
 
     def json(self, content):
@@ -139,7 +143,7 @@ class Handler(BaseHTTPRequestHandler):
         server.log.append(("signed", name, wanted))
         if wanted and "gzip" in self.headers["Accept-Encoding"]:
             return self.answer(406)  # a range of compressed bytes would be other bytes
-        if wanted and self.refused("signed"):
+        if self.refused("signed" if wanted else "link", "application/xml"):
             return None
         data = (server.files | server.hidden)[name]
         start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1]) if wanted and server.ranges else 0
@@ -167,6 +171,7 @@ def kaggle(tmp_path, monkeypatch):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.competition, server.ranges = "tiny-retinas", True
     server.files, server.hidden, server.listed = dict(FILES), {}, {}
+    server.link_port = server.server_port
     server.log, server.refuse, server.cuts = [], {}, {}
     arguments = {"poll_interval": 0.01}
     threading.Thread(target=server.serve_forever, kwargs=arguments, daemon=True).start()
@@ -273,7 +278,7 @@ def test_a_lost_label_table_is_fetched_again_without_the_photographs(kaggle, raw
 
 
 def test_aptos_is_kaggles_zip_of_everything_brought_into_the_same_tree(kaggle, raw):
-    names = ("000221358000", "1e5000000000", "005952885200")
+    names = ("000221358000", "1e5000000000", "NA")
     images = {name: b"\x89PNG " + name.encode() for name in names}
     members = {f"train_images/{name}.png": data for name, data in images.items()}
     members |= {"test_images/0005cfc8afb6.png": b"\x89PNG unlabelled", "test.csv": "id_code\n"}
@@ -398,6 +403,55 @@ def test_a_file_of_another_size_than_listed_is_not_taken(kaggle, raw):
     with pytest.raises(ValueError, match=message):
         download.fetch(TINY, raw)
     assert (raw / "train.zip.002.part").read_bytes() == SECOND + b"more"
+
+
+def shown(caught):
+    """All that a notebook or a terminal shows of an error."""
+    error = caught.type, caught.value, caught.tb
+    texts = ["".join(traceback.format_exception(*error))]
+    for mode in ("Context", "Verbose"):
+        texts.append(FormattedTB(mode=mode).text(*error))
+    return "\n".join(texts)
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 429, 500, 503])
+@pytest.mark.parametrize("request_", ["signed", "link"])
+def test_no_error_shows_a_signed_link(kaggle, raw, request_, status):
+    kaggle.refuse[request_] = status, {}
+    with pytest.raises(OSError, match=rf"Kaggle answers {status} .*, from 127\.0\.0\.1") as caught:
+        download.fetch(TINY, raw)
+    assert "127.0.0.1" in shown(caught)
+    assert SECRET not in shown(caught)
+
+
+@pytest.mark.parametrize("broken", ["host", "transfer"])
+def test_a_connection_that_breaks_shows_no_signed_link(kaggle, raw, broken):
+    if broken == "host":
+        kaggle.link_port = 1
+    kaggle.cuts["train.zip.001"] = [100]
+    message = r"connection to Kaggle failed \(\w+, to .*\)\. Run again"
+    with pytest.raises(ConnectionError, match=message) as caught:
+        download.fetch(TINY, raw)
+    assert SECRET not in shown(caught)
+
+
+def test_an_interrupt_between_two_attempts_shows_no_signed_link(kaggle, raw, monkeypatch):
+    def interrupt(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(download, "PAUSES", (1,))
+    monkeypatch.setattr(download.time, "sleep", interrupt)
+    kaggle.refuse["signed"] = 503, {}
+    with pytest.raises(KeyboardInterrupt) as caught:
+        download.fetch(TINY, raw)
+    assert SECRET not in shown(caught)
+
+
+def test_two_downloads_to_one_folder_do_not_mix(kaggle, raw):
+    with paths.alone(raw, "downloading to"), ThreadPoolExecutor(1) as other:
+        with pytest.raises(RuntimeError, match=rf"is downloading to .*{raw.name}"):
+            other.submit(download.fetch, TINY, raw).result()
+    assert download.fetch(TINY, raw) == raw
 
 
 # What Kaggle refuses
@@ -545,7 +599,7 @@ def test_a_disk_that_fills_up_is_an_instruction_and_the_next_call_continues(kagg
     with pytest.raises(OSError, match="Make room and run again; it continues") as caught:
         download.fetch(TINY, raw)
     assert caught.value.errno == errno.ENOSPC and not (raw / full.removesuffix(".part")).exists()
-    (raw / full).unlink()
+    (raw / full).unlink(missing_ok=True)
     kaggle.log.clear()
     download.fetch(TINY, raw)
     assert without_archives(raw) == WHOLE
@@ -584,8 +638,11 @@ def test_an_unpacking_broken_off_goes_on_with_what_is_missing(tmp_path, monkeypa
     first = {path: path.stat().st_ino for path in out.rglob("*.jpeg")}
     assert len(first) == 3 and len(list(out.rglob("*.part"))) == 1
     short = out / "train" / "10_left.jpeg"
+    other = out / "train" / "10_right.jpeg"
     short.write_bytes(b"short")
-    del first[short]
+    other.write_bytes(bytes(other.stat().st_size))
+    for changed in (short, other):
+        del first[changed]
     download.unpack(archive, out, str)
     assert tree(out) == TRAIN
     assert {path: path.stat().st_ino for path in first} == first
@@ -704,7 +761,7 @@ def test_a_photograph_that_is_not_kaggles_is_named_and_nothing_fetched_for_it(ka
 
 
 def test_a_label_table_with_other_columns_is_refused(kaggle, raw):
-    write(raw, {"retinopathy_solution.csv": b"<html>,sign in\n,\n"})
+    write(raw, {"retinopathy_solution.csv": b"<html>,sign in\nx,y\n"})
     with pytest.raises(ValueError, match="the columns <html>, sign in: image, level needed"):
         download.fetch(TINY, raw, splits=("test",))
     assert not (raw / "testLabels.csv").exists()

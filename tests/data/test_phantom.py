@@ -258,9 +258,31 @@ def test_an_interrupted_write_is_not_taken_for_whole_and_can_be_repeated(tmp_pat
     whole = contents(folder)
     interrupt(2)
     assert contents(folder) == whole
+    (folder / "notes.txt").write_text("mine")
     phantom.write_collection(folder, 2, 2, workers=1)
     assert len(list((folder / "train").iterdir())) == 4
-    assert [path.name for path in tmp_path.iterdir()] == ["phantom"]
+    assert {path.name for path in tmp_path.iterdir()} == {"phantom", "phantom.1", "phantom.lock"}
+    assert contents(tmp_path / "phantom.1").keys() == {*whole, "notes.txt"}
+
+
+def test_a_second_run_that_draws_there_is_told_who_does(tmp_path):
+    with paths.alone(tmp_path / "phantom", "drawing"):
+        with pytest.raises(
+            RuntimeError, match=r"Another run is drawing .*phantom \(process \d+ on"
+        ):
+            phantom.write_collection(tmp_path / "phantom", 1, 0, workers=1)
+    assert not (tmp_path / "phantom").exists() and not (tmp_path / "phantom.partial").exists()
+
+
+def dies(*arguments):
+    os._exit(1)
+
+
+def test_a_worker_that_dies_is_told_with_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(phantom, "_write_photograph", dies)
+    with pytest.raises(RuntimeError, match=r"memory was full.*Run again, with fewer workers"):
+        phantom.write_collection(tmp_path / "phantom", 2, 0, workers=2)
+    assert not (tmp_path / "phantom").exists()
 
 
 def test_a_folder_of_other_files_is_left_alone(tmp_path):

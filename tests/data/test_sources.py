@@ -2,16 +2,27 @@
 
 import csv
 import hashlib
+import os
 import shutil
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import scipy
+import torch
 from PIL import Image
 
 from lib import paths
 from lib.data import fundus, kaggle, manifest, retina, sources
+
+
+def tree(folder):
+    """{path: content} of all files."""
+    found = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder): path.read_bytes() for path in found}
 
 
 @pytest.fixture
@@ -21,6 +32,7 @@ def raw(tmp_path, monkeypatch):
 
 
 def photographs(raw):
+    """What was drawn, or unpacked."""
     return {path.name: path.read_bytes() for path in (raw / "train").glob("*.jpeg")}
 
 
@@ -38,12 +50,72 @@ def test_equal_arguments_reuse_the_phantom_collection_and_others_remake_it(raw, 
     assert photographs(sources.phantom(2, seed=3)) == first  # touched.jpeg is gone
 
 
+@pytest.mark.parametrize("where", ["train/*.jpeg", "masks/*.png", "trainLabels.csv"])
+@pytest.mark.parametrize("harm", ["changed", "deleted"])
+def test_a_phantom_collection_that_is_not_as_it_was_drawn_is_drawn_again_and_kept(raw, where, harm):
+    """Also where size and time are those of the file before."""
+    first = tree(sources.phantom(1, seed=0))
+    harmed = sorted(raw.glob(where))[0]
+    if harm == "changed":
+        about = harmed.stat()
+        harmed.write_bytes(bytes(about.st_size))
+        os.utime(harmed, ns=(about.st_atime_ns, about.st_mtime_ns))
+    else:
+        harmed.unlink()
+    kept = tree(raw)
+    sources.phantom(1, seed=0)
+    assert tree(raw) == first and tree(raw.with_name("phantom.1")) == kept
+
+
+def test_files_of_the_users_in_a_folder_of_ours_are_kept(raw):
+    sources.phantom(1, seed=0)
+    (raw / "notes.txt").write_text("mine")
+    sources.phantom(1, seed=1)
+    assert (raw.with_name("phantom.1") / "notes.txt").read_text() == "mine"
+    shutil.rmtree(raw)
+    raw.mkdir()
+    (raw / "thesis.txt").write_text("mine")
+    sources.phantom(1, seed=1)
+    assert (raw.with_name("phantom.2") / "thesis.txt").read_text() == "mine"
+    (raw / "made.json").write_text("[]")
+    sources.phantom(1, seed=1)
+    sources.phantom(1, seed=2)  # nothing but ours: replaced
+    assert {path.name for path in raw.parent.iterdir() if path.suffix != ".lock"} == {
+        "phantom", "phantom.1", "phantom.2", "phantom.3"
+    }  # fmt: skip
+
+
+def test_two_runs_do_not_write_one_collection(raw):
+    with paths.alone(raw, "writing"), ThreadPoolExecutor(1) as other:
+        with pytest.raises(RuntimeError, match=r"Another run is writing .*phantom"):
+            other.submit(sources.phantom, 1, 0).result()
+    assert sources.phantom(1, seed=0) == raw
+
+
 def test_a_phantom_collection_left_half_written_is_not_taken_for_whole(raw):
     whole = photographs(sources.phantom(1, seed=0))
     half = raw.with_name("phantom.partial")
     shutil.move(raw, half)
     next((half / "train").iterdir()).unlink()
     assert photographs(sources.phantom(1, seed=0)) == whole and not half.exists()
+
+
+def test_aptos_takes_each_photograph_for_another_patients(raw, monkeypatch):
+    """Nobody knows better, and both eyes are asked for: so it is written down."""
+
+    def fetch(collection, folder):
+        (folder / "train").mkdir(parents=True, exist_ok=True)
+        for name in ("000c1434d8d7", "1e5", "NA"):
+            (folder / "train" / f"{name}.png").touch()
+        if not (folder / "trainLabels.csv").exists():
+            (folder / "trainLabels.csv").write_text("image,level\n000c1434d8d7,2\n1e5,4\nNA,0\n")
+        return folder
+
+    monkeypatch.setattr(kaggle, "fetch", fetch)
+    for _ in range(2):
+        table, rejects = manifest.read_labels(sources.aptos(), "both")
+        assert table["patient"].tolist() == table["image"].tolist() == ["000c1434d8d7", "1e5", "NA"]
+        assert table["grade"].tolist() == [2, 4, 0] and not rejects
 
 
 @pytest.mark.parametrize("table", ["", "testLabels.csv", "retinopathy_solution.csv"])
@@ -75,13 +147,13 @@ def test_the_counts_of_eyepacs_are_those_of_its_label_tables(split):
 
 
 def annotation(*things):
-    """An ILSVRC annotation as its development kit lays it out."""
+    """An ILSVRC annotation of a photograph of 500 x 375, as its development kit lays it out."""
     boxes = "".join(
         f"<object><name>{wnid}</name><bndbox><xmin>{x0}</xmin><ymin>{y0}</ymin>"
         f"<xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object>"
         for wnid, x0, y0, x1, y1 in things
     )
-    return f"<annotation><size><width>500</width></size>{boxes}</annotation>"
+    return f"<annotation><size><width>500</width><height>375</height></size>{boxes}</annotation>"
 
 
 @pytest.fixture
@@ -100,8 +172,11 @@ def ilsvrc(tmp_path):
 
 @pytest.mark.parametrize("kind", ["solution.csv", "xml"])
 def test_ilsvrcs_boxes_are_numbered_by_sorted_wnid_and_include_the_last_pixel(ilsvrc, kind):
-    expected = {"val_1": (2, [(10, 20, 110, 220), (0, 0, 5, 10)]), "val_2": (0, [(1, 2, 4, 5)])}
-    assert sources.imagenet_boxes(ilsvrc / kind) == expected
+    size = (500, 375) if kind == "xml" else None
+    assert sources.imagenet_boxes(ilsvrc / kind) == {
+        "val_1": (2, [(10, 20, 110, 220), (0, 0, 5, 10)], size),
+        "val_2": (0, [(1, 2, 4, 5)], size),
+    }
 
 
 def test_boxes_that_cannot_be_read_or_numbered_are_refused(ilsvrc):
@@ -117,9 +192,122 @@ def test_boxes_that_cannot_be_read_or_numbered_are_refused(ilsvrc):
     (ilsvrc / "xml/val_3.xml").write_text(no_box)
     with pytest.raises(ValueError, match=r"val_3.xml is not an ILSVRC annotation"):
         sources.imagenet_boxes(ilsvrc / "xml")
+    (ilsvrc / "xml/val_3.xml").write_text(annotation())
+    with pytest.raises(ValueError, match=r"val_3.xml is not an ILSVRC annotation: it has no obj"):
+        sources.imagenet_boxes(ilsvrc / "xml")
+    (ilsvrc / "empty").mkdir()
+    with pytest.raises(ValueError, match="empty holds no box"):
+        sources.imagenet_boxes(ilsvrc / "empty")
     (ilsvrc / "LOC_synset_mapping.txt").unlink()
     with pytest.raises(ValueError, match=r"holds 2 classes: put LOC_synset_mapping.txt"):
         sources.imagenet_boxes(ilsvrc / "solution.csv")
+
+
+@pytest.mark.parametrize(
+    ("corners", "message"),
+    [
+        ("5 2 3 4", r"val_1 .* has the box \(5, 2, 3, 4\)"),
+        ("1 9 3 4", r"val_1 .* has the box"),
+        ("-1 2 3 4", r"val_1 .* has the box \(-1,"),
+        ("1 2 3 4.5", "val_1 .* is not `wnid x0 y0 x1 y1`"),
+        ("1 2 3 x", "val_1 .* is not `wnid"),
+        ("1 2 3 4 n01", "val_1 .* is not `wnid"),
+    ],
+)
+def test_a_box_that_is_none_is_refused(ilsvrc, corners, message):
+    (ilsvrc / "bad.csv").write_text(f"ImageId,PredictionString\nval_1,n03 {corners}\n")
+    with pytest.raises(ValueError, match=message):
+        sources.imagenet_boxes(ilsvrc / "bad.csv")
+
+
+def test_a_class_that_the_numbering_has_not_is_named(ilsvrc):
+    (ilsvrc / "bad.csv").write_text("ImageId,PredictionString\nval_1,n99 1 2 3 4\n")
+    with pytest.raises(ValueError, match=r"val_1 in .* is of class 'n99', which .*mapping.txt has"):
+        sources.imagenet_boxes(ilsvrc / "bad.csv")
+
+
+def jpegs(folder, *sizes):
+    folder.mkdir(exist_ok=True)
+    for i, size in enumerate(sizes, 1):
+        Image.new("RGB", size).save(folder / f"val_{i}.JPEG", "JPEG")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["solution.csv", "xml"])
+def test_ilsvrcs_photographs_are_those_with_boxes_of_their_size(ilsvrc, kind):
+    folder = jpegs(ilsvrc / "val", (500, 375), (500, 375), (9, 9))
+    annotations = sources.imagenet_boxes(ilsvrc / kind)
+    both = [folder / "val_1.JPEG", folder / "val_2.JPEG"]
+    assert sources.imagenet_photographs(folder, annotations) == both
+    assert sources.imagenet_photographs(str(folder), annotations, 1) == both[:1]
+    jpegs(folder, (109, 375))  # ILSVRC's last pixel may be counted from 1
+    if kind == "solution.csv":
+        assert sources.imagenet_photographs(folder, annotations) == both
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "said"),
+    [
+        ("solution.csv", (227, 200), r"reach to \(110, 220\)"),
+        ("solution.csv", (100, 375), r"reach to \(110, 220\)"),
+        ("xml", (227, 227), r"were drawn on \(500, 375\)"),
+        ("xml", (1000, 750), r"were drawn on"),  # into which the boxes fit
+        ("xml", (375, 500), r"were drawn on"),
+    ],
+)
+def test_boxes_of_photographs_of_another_size_are_refused(ilsvrc, kind, size, said):
+    """Among the first, and among the last."""
+    annotations = sources.imagenet_boxes(ilsvrc / kind)
+    message = rf"boxes and photographs differ in size: .*val_1.JPEG .*{said}"
+    with pytest.raises(ValueError, match=message):
+        sources.imagenet_photographs(jpegs(ilsvrc / "val", size, (500, 375)), annotations)
+    if kind == "xml":
+        with pytest.raises(ValueError, match=r"val_2\.JPEG"):
+            sources.imagenet_photographs(jpegs(ilsvrc / "val", (500, 375), size), annotations)
+
+
+def cell(number):
+    """The code of a cell of notebook 01."""
+    book = nbformat.read(paths.NOTEBOOKS / "01_cam_imagenet.ipynb", 4)
+    (found,) = [cell for cell in book.cells if cell.id == f"01-{number}"]
+    return found.source
+
+
+def test_notebook_01_scores_no_boxes_of_photographs_that_were_resized(ilsvrc, capsys):
+    known = {"sources": sources, "classifier": True, "limit": 0}
+    known |= {"ilsvrc": str(ilsvrc / "val"), "ilsvrc_boxes": str(ilsvrc / "solution.csv")}
+    jpegs(ilsvrc / "val", (500, 375), (227, 227))
+    exec(cell(126), known)
+    assert capsys.readouterr().out == "2 photographs with boxes\n" and len(known["listed"]) == 2
+    jpegs(ilsvrc / "val", (100, 227))
+    with pytest.raises(ValueError, match="boxes and photographs differ in size"):
+        exec(cell(126), known)
+
+
+@pytest.mark.filterwarnings("error")
+def test_notebook_01_finds_the_authors_probabilities_without_a_warning(capsys):
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(6, 4))
+    activations = rng.normal(size=(3, 3, 6, 10))
+    scores = scipy.special.softmax(weights.T @ activations.mean((0, 1)), axis=0)
+    known = {"authors": "folder", "torch": torch, "net": {"weights_LR": weights}}
+    known["crops"] = {"activation_lastconv": activations, "scores": scores}
+    exec(cell(134), known)
+    assert "probabilities of 4 classes for 10 crops" in capsys.readouterr().out
+    known["crops"]["scores"] = scores[::-1].copy()
+    with pytest.raises(AssertionError):
+        exec(cell(134), known)
+
+
+def test_a_folder_without_ilsvrcs_photographs_or_with_a_damaged_one_is_named(ilsvrc):
+    annotations = sources.imagenet_boxes(ilsvrc / "xml")
+    folder = jpegs(ilsvrc / "val", (500, 375))
+    (folder / "val_2.JPEG").write_text("<html>")
+    with pytest.raises(ValueError, match=r"val_2.JPEG cannot be read .*: fetch it anew"):
+        sources.imagenet_photographs(folder, annotations)
+    for empty in (ilsvrc / "xml", ilsvrc / "nowhere"):
+        with pytest.raises(FileNotFoundError, match=r"no photograph .*JPEG.*boxes is of val_1"):
+            sources.imagenet_photographs(empty, annotations)
 
 
 def test_a_folder_of_your_own_needs_a_table_of_labels(tmp_path, monkeypatch):
@@ -178,6 +366,26 @@ def test_retinamnist_is_written_once_and_whole(medmnist):
     times = {path: path.stat().st_mtime_ns for path in raw.rglob("*")}
     assert sources.retinamnist(28) == raw
     assert {path: path.stat().st_mtime_ns for path in raw.rglob("*")} == times
+
+
+def test_retinamnist_is_unpacked_again_where_a_photograph_or_the_file_changed(
+    medmnist, monkeypatch
+):
+    raw = sources.retinamnist(28)
+    first = tree(raw)
+    for name in ("train/train_0003.png", "labels.csv", "made.json"):
+        (raw / name).write_bytes(b"x")
+        sources.retinamnist(28)
+        assert tree(raw) == first
+        (raw / name).unlink()
+        assert tree(sources.retinamnist(28)) == first
+    path, arrays = medmnist
+    np.savez(path, **arrays | {"val_labels": 4 - arrays["val_labels"]})
+    md5 = hashlib.md5(path.read_bytes()).hexdigest()
+    monkeypatch.setitem(sources.RETINAMNIST, 28, (path.name, md5))
+    table = manifest.read_labels(sources.retinamnist(28), "both")[0]
+    found = table["grade"][table["split"] == "val"].tolist()
+    assert found == (4 - arrays["val_labels"][:, 0]).tolist()
 
 
 def test_retinamnist_is_found_where_its_package_downloads_it(medmnist, tmp_path):
@@ -284,8 +492,8 @@ TRAINING, TESTING = (
 
 def test_idrid_is_read_where_it_lies_as_it_is_published(published):
     raw = sources.idrid()
-    assert raw == paths.RAW / "idrid" and graded(raw) == TRAINING | TESTING
-    assert {path.name for path in raw.rglob("*")} == {"labels.csv"}
+    assert raw == paths.RAW / "idrid-grades" and graded(raw) == TRAINING | TESTING
+    assert {path.name for path in raw.rglob("*")} == {"labels.csv", "made.json"}
     files = manifest.read_labels(raw, "both")[0].set_index("image")["path"]
     folder = published / "B. Disease Grading" / "1. Original Images"
     assert files["train_IDRiD_004"] == folder / "a. Training Set" / "IDRiD_004.jpg"
@@ -314,9 +522,77 @@ def test_idrids_masks_are_one_file_by_the_names_of_the_lesions(published):
                 expected[20 + number : 40 + number, 10 + 30 * i : 25 + 30 * i] = True
             assert (masks.pop(name) == expected).all()
         assert not any(mask.any() for mask in masks.values())
-    assert sources.idrid(lesions=True) == raw  # the masks, which took long, are taken over
+    assert sources.idrid(lesions=True) == raw  # the masks, which took long, are used again
     again = {path.name: (path.stat().st_ino, path.read_bytes()) for path in raw.glob("masks/*")}
     assert again == written
+
+
+def test_idrid_is_known_by_content(published, monkeypatch):
+    """A mask that changes at the same size and time, a photograph, a label, and one repaired."""
+    raw = sources.idrid(lesions=True)
+    first = tree(raw)
+    fingerprints = [manifest.fingerprint(raw)]
+    mask = next(published.rglob("IDRiD_01_MA.tif"))
+    photograph = next(published.glob("B*/*/a*/IDRiD_006.jpg"))
+    table = next(published.rglob("*Testing Labels.csv"))
+    for path in (mask, photograph, table):
+        whole = path.read_bytes()
+        times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+        if path is mask:
+            image = Image.new("L", (240, 160))
+            image.paste(1, (200, 100, 210, 110))
+            image.save(path)
+        elif path is photograph:
+            scene(7, (120, 80)).save(path, quality=95)
+        else:
+            path.write_bytes(whole.replace(b"IDRiD_001,4", b"IDRiD_001,3"))
+        os.utime(path, ns=times)
+        sources.idrid(lesions=True)
+        fingerprints.append(manifest.fingerprint(raw))
+        if path is mask:
+            masks = retina.read_masks(raw / "masks" / "lesions_IDRiD_01.png")
+            assert np.argwhere(masks["microaneurysm"]).min(axis=0).tolist() == [100, 200]
+        path.write_bytes(whole)
+        sources.idrid(lesions=True)
+        assert manifest.fingerprint(raw) == fingerprints[0]
+        assert {name: data for name, data in tree(raw).items() if name.suffix != ".json"} == {
+            name: data for name, data in first.items() if name.suffix != ".json"
+        }
+    assert len(set(fingerprints)) == 4
+
+
+def test_idrid_where_its_own_folder_would_stand_is_never_written_over(published, monkeypatch):
+    """Without COMPANION_DATASETS, IDRiD lies in raw/idrid."""
+    monkeypatch.delenv("COMPANION_DATASETS")
+    paths.RAW.mkdir()
+    home = paths.RAW / "idrid"
+    shutil.move(published, home)
+    before = tree(home)
+    for lesions in (False, True, False):
+        assert len(graded(sources.idrid(lesions))) == (10 if lesions else 9)
+        assert tree(home) == before
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_a_file_of_idrid_that_cannot_be_read_is_named(published):
+    mask = next(published.rglob("IDRiD_02_SE.tif"))
+    whole = mask.read_bytes()
+    for damaged in (b"<html>", whole[:60], b"%!PS-Adobe-3.0 EPSF-3.0\n"):
+        mask.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"IDRiD_02_SE.tif cannot be read .*: fetch it anew"):
+            sources.idrid(lesions=True)
+    Image.new("L", (24, 16)).save(mask)
+    message = r"IDRiD_02_SE.tif is \(24, 16\) pixels, its photograph \(240, 160\)"
+    with pytest.raises(ValueError, match=message):
+        sources.idrid(lesions=True)
+    mask.write_bytes(whole)
+    assert len(graded(sources.idrid(lesions=True))) == 10
+    table = next(published.rglob("*Testing Labels.csv"))
+    table.write_text("Image name;Risk\nIDRiD_001;4\n")
+    with pytest.raises(
+        ValueError, match=r"Testing Labels.csv has the columns image name, risk; it"
+    ):
+        sources.idrid()
 
 
 def test_without_idrid_or_its_masks_it_is_said_what_to_get(published, tmp_path):
