@@ -36,32 +36,41 @@ def main(arguments: list[str] | None = None) -> int:
         "photographs", nargs="+", metavar="PHOTO", help="a file, or a folder of any number of them"
     )
     command.add_argument(
-        "--sequencer", required=True, help="folder of data/sequencers/ that notebook 04 trained"
+        "--sequencer", required=True, help="name or path of a run in data/sequencers/"
     )
     command.add_argument(
-        "--out", required=True, help="folder for results.csv, rejects.csv and the figures"
+        "--out",
+        required=True,
+        help="new folder for results.csv and figures, or that of the same command before",
     )
     command.add_argument("--relu", default="guided", help="reading of CLEAR's Eq. 3 (notebook 02)")
     options = parser.parse_args(arguments)
+    sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal shows every name
     try:
         if options.command == "explain":
             return _explain(options)
         chosen = execution.plan(options.profile, options.only, options.given)
-    except (ValueError, OSError, yaml.YAMLError) as error:
+        return execution.run(options.profile, chosen, options.timeout)
+    except OSError as error:
+        raw = f"{error.strerror}: {error.filename}. See to that, then give the same command again"
+        print(raw if error.filename else error, file=sys.stderr)
+    except (ValueError, RuntimeError, yaml.YAMLError) as error:
         print(error, file=sys.stderr)
-        return 2
-    return execution.run(options.profile, chosen, options.timeout)
+    except KeyboardInterrupt:  # before the first notebook has begun
+        print("Stopped.", file=sys.stderr)
+        return 130
+    return 2
 
 
 def _explain(options: argparse.Namespace) -> int:
     """Explain photographs from disk and say how many."""
-    import torch
-
-    from lib.explain import explain_files  # seconds, which `run` need not wait for
-
     try:
+        import torch
+
+        from lib import explain  # seconds, which `run` need not wait for
+
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        count, rejects = explain_files(
+        count, rejects = explain.explain_files(
             options.photographs, options.sequencer, options.out, options.relu, device
         )
     except KeyboardInterrupt:
@@ -69,10 +78,10 @@ def _explain(options: argparse.Namespace) -> int:
         return 130
     print(
         f"{count} explained, {len(rejects)} rejected: results.csv, rejects.csv and a figure for "
-        f"each are in {options.out}"
+        f"each are in {explain.plain(options.out)}"
     )
-    for path, reason in list(rejects.items())[:5]:
-        print(f"rejected {path.name}: {reason}")
+    for line in explain.counted(rejects):
+        print(line)
     return 0 if count else 1
 
 

@@ -4,16 +4,24 @@
 on disk, one after another, however many: `python -m lib explain`.
 """
 
+import csv
 import hashlib
 import json
 import math
+import os
+import re
 import textwrap
-from collections.abc import Iterator, Sequence
+import time
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
@@ -22,7 +30,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from lib import figures, paths
-from lib.data import fundus, manifest, retina
+from lib.data import files, fundus, manifest, retina
 from lib.evaluation import localisation
 from lib.learning import checkpoint, losses, networks
 from lib.methods import clear
@@ -36,9 +44,13 @@ _FOVEA_ANGLE = math.radians(7.8)
 _AT_ONCE = 8  # photographs held at a time, with at most so many pixels:
 _PIXELS = 1 << 19
 _SHOWN = 640  # pixels of a photograph in a figure
-_COLUMNS = (
-    "image grade p0 p1 p2 p3 p4 share0 share1 share2 share3 share4 regions figure path".split()
-)
+_WAITS = (0.3, 1.5)  # seconds before a photograph that could not be read is tried again
+_UNREAD = 3  # so many that still could not be read, and the rest is not tried
+_NUMBERS = "p0 p1 p2 p3 p4 share0 share1 share2 share3 share4".split()
+_COLUMNS = ["image", "grade", *_NUMBERS, "regions", "figure", "path", "sha256"]
+_NAMES = ["image", "path", "reason"]  # columns that hold what the user called something
+_MADE_BY = "explain.json"
+_JOURNAL = "journal.jsonl"
 
 Extent = tuple[float, float, float, float]  # left, right, bottom, top, as matplotlib has them
 
@@ -64,35 +76,68 @@ class Eye(NamedTuple):
 def load_sequencer(folder: str | Path) -> tuple[nn.Module, dict]:
     """The sequencer of the run in `folder`, in evaluation mode, and the run's configuration.
 
+    The configuration always says with which `loss` it was trained, for that decides how scores
+    become a grade: heads fitted by logistic regression name none, and theirs is cross-entropy.
+
     Raises:
         FileNotFoundError: there are no weights.
         ValueError: the weights are damaged or give another number of grades than five; config.json
-            does not say how the photographs were prepared, as another kind of run's does not.
+            does not say how the photographs were prepared, as another kind of run's does not, or
+            not what can be.
     """
     folder = Path(folder)
     weights = folder / "weights.safetensors"
     if not weights.exists():  # the next line raises, and says what to do
         return checkpoint.load_network(networks.RadiomicSequencer(), folder, TRAINED_BY)
-    path = folder / "config.json"
-    config = json.loads(path.read_text()) if path.exists() else {}
-    needed = ["body", *fundus.PREPARATION]
-    missing = [name for name in needed if name not in config and name != "fingerprint"]
-    if missing:
-        raise ValueError(
-            f"{path} has no {', '.join(missing)}: it is no sequencer's, or an old one's. "
-            f"Notebook {TRAINED_BY} trains sequencers of fundus photographs"
-        )
-    if config["body"] not in networks.SEQUENCERS:
-        raise ValueError(
-            f"{path}: body is {config['body']!r}; known are {', '.join(networks.SEQUENCERS)}"
-        )
+    config = _read_config(folder / "config.json")
     grades = _class_kernels(weights)
     if grades != GRADES:
         raise ValueError(
             f"the sequencer in {folder} answers with {grades} grades; CLEAR-DR has {GRADES}, 0 to 4"
         )
     network = networks.SEQUENCERS[config["body"]]()
-    return checkpoint.load_network(network, folder, TRAINED_BY)
+    network, _ = checkpoint.load_network(network, folder, TRAINED_BY)
+    return network, config
+
+
+def _read_config(path: Path) -> dict:
+    """What a sequencer's config.json says, all of it such as can be."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): restore it, or run notebook {TRAINED_BY} again"
+        ) from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds no settings: run notebook {TRAINED_BY} again")
+    if "epochs" not in config:
+        config.setdefault("loss", "cross-entropy")
+    needed = ["body", *fundus.PREPARATION, "loss"]
+    missing = [name for name in needed if name not in config and name != "fingerprint"]
+    if missing:
+        raise ValueError(
+            f"{path} has no {', '.join(missing)}: it is no sequencer's, or an old one's. "
+            f"Notebook {TRAINED_BY} trains sequencers of fundus photographs"
+        )
+    for name, known in (
+        ("body", networks.SEQUENCERS),
+        ("loss", losses.LOSSES),
+        ("crop", [False, True]),
+        ("contrast", ["none", "graham"]),
+        ("size", range(16, 2049)),
+    ):
+        value = config[name]
+        if type(value) not in (str, bool, int) or value not in known:
+            choices = "16 to 2048" if name == "size" else ", ".join(map(str, known))
+            raise ValueError(f"{path}: {name} is {value!r}; known are {choices}")
+    for name, least in (("mean", -math.inf), ("std", 0)):
+        value = config[name]
+        numbers = isinstance(value, list) and [x for x in value if type(x) in (int, float)]
+        if not numbers or len(value) != 3 or not all(least < x < math.inf for x in numbers):
+            raise ValueError(
+                f"{path}: {name} is {value!r}; it needs a number for each of 3 colours"
+            )
+    return config
 
 
 def _class_kernels(weights: Path) -> int:
@@ -117,8 +162,15 @@ def explain_images(
 
     Returns:
         An `Eye` for each photograph.
+
+    Raises:
+        ValueError: a score is NaN or infinite.
     """
     scores, responses = clear.attentive_responses(network, images, relu)
+    if not scores.isfinite().all():
+        raise ValueError(
+            f"{type(network).__name__} answers with NaN or infinite scores; look at its weights"
+        )
     probabilities = losses.probabilities(scores, loss)
     grades = losses.answered_grades(probabilities, loss).tolist()
     eyes = []
@@ -322,7 +374,8 @@ class _Photograph(NamedTuple):
     """A photograph from disk.
 
     prepared uint8 (size, size, 3); image, the whole frame on a square canvas to look at; box of the
-    retina and shape, width and height, in the photograph's own pixels.
+    retina and shape, width and height, in the photograph's own pixels; content, what tells it from
+    another of its name.
     """
 
     path: Path
@@ -330,6 +383,7 @@ class _Photograph(NamedTuple):
     image: np.ndarray
     box: list
     shape: tuple
+    content: dict
 
 
 def explain_files(
@@ -341,142 +395,244 @@ def explain_files(
 ) -> tuple[int, dict[Path, str]]:
     """Grade photographs from disk and draw their CLEAR-DR figures.
 
-    A few photographs are held at a time. What an interrupted run has done is not done again;
-    rejects are tried again.
+    A few photographs are held at a time. What an interrupted run has done is not done again, unless
+    the photograph has changed since; rejects are tried again. What was explained into `out` before,
+    of other photographs, stays as it is. Nothing that lies in `out` is taken for a photograph.
 
     Args:
-        photographs: files, and folders, of which all photographs below are meant.
-        sequencer: folder of data/sequencers/ that notebook 04 trained, or a path; photographs are
-            prepared as its were.
-        out: folder for a figure of each photograph, results.csv (image; grade; p0..p4;
-            share0..share4; regions as JSON: hour on the clock, distance from the middle in retinal
-            diameters, share of the response for the grade, box in the photograph's pixels; figure;
-            path) and rejects.csv (image, reason, path).
+        photographs: files, and folders, of which all photographs below are meant, in linked
+            folders, too.
+        sequencer: name of a run in data/sequencers/ that notebook 04 trained, or the path of its
+            folder; photographs are prepared as its were.
+        out: new or empty folder, or one of this sequencer's results, for a figure of each
+            photograph, results.csv (image; grade; p0..p4; share0..share4; regions as JSON: hour on
+            the clock, distance from the middle in retinal diameters, share of the response for the
+            grade, box in the photograph's pixels; figure; path; sha256 of the file) and
+            rejects.csv (image, reason, path), with all files that are not explained.
+            `read_table` reads them.
         relu: the reading of Eq. 3.
         device: where the network computes.
 
     Returns:
-        How many were explained, and {path: reason} of the rejects.
+        How many are explained, and {path: reason} of the files that are not.
 
     Raises:
-        ValueError: as `load_sequencer`; an unknown reading; no photograph; `out` holds another
-            sequencer's results.
+        ValueError: as `load_sequencer`; an unknown reading; no photograph; `out` holds something
+            else, or the photographs.
         FileNotFoundError: as `load_sequencer`; a photograph that is not there.
+        OSError: a photograph or folder could not be read now, though it may be later; `out` cannot
+            be written.
         RuntimeError: another process writes to `out`.
     """
     if relu not in clear.RULES:
         raise ValueError(
             f"relu is {relu!r}; the readings of Eq. 3 are {', '.join(map(repr, clear.RULES))}"
         )
-    folder = paths.SEQUENCERS / sequencer
-    network, config = load_sequencer(folder)
-    files = _files(photographs)
-    out = Path(out).absolute()
-    digest = hashlib.sha256((folder / "weights.safetensors").read_bytes()).hexdigest()
-    with paths.alone(out, "explaining photographs into"):
-        journal = _claim(out, {"sequencer": str(sequencer), "weights": digest, "relu": relu})
-        done = {row["path"]: row for row in journal.records if (out / row["figure"]).exists()}
-        left = [file for file in files if str(file) not in done]
-        rejects = {}
+    run = _run_folder(sequencer)
+    network, config = load_sequencer(run)
+    out = _expanded(out).absolute()
+    request = [_resolved(photograph) for photograph in photographs]
+    meant, left_out = _listed(request, out)
+    made_by = {"sequencer": run.name, **_digests(network, config), "relu": relu}
+    _require_own(out, made_by)
+    paths.make(out)
+    with paths.alone(out / "results", "writing"):
+        _require_own(out, made_by)
+        results = _Results(out, made_by)
+        results.forget({*results.below(request)} - {*meant, *left_out})
+        for path, reason in left_out.items():
+            results.reject(path, reason)
+        left = [path for path in meant if not results.has(path)]
+        unread = {}
         try:
-            eyes = _eyes(network.to(device), config, left, relu, rejects)
+            read = _read(left, config, results, unread)
+            eyes = _eyes(network.to(device), config, read, relu)
             sheet = figures.EyeSheet(Figure((7, 4.1), dpi=110))
             for photograph, eye in tqdm(eyes, total=len(left), unit="photograph", disable=None):
-                taken = {row["figure"] for row in done.values()}
-                name = _unique(f"{photograph.path.stem}.png", taken)
                 canvas = canvas_extent(photograph.box, config["size"])
                 frame = canvas_extent((0, 0, *photograph.shape), len(photograph.image))
-                title = f"{photograph.path.name}, sequencer {sequencer}"
+                title = f"{_short(photograph.path.name)}, sequencer {_short(run.name)}"
                 fig = draw_eye(sheet, eye, photograph.image, frame, canvas, title)
-                fast = {"compress_level": 1}
-                paths.write(out / name, partial(fig.savefig, format="png", pil_kwargs=fast))
-                row = {"image": photograph.path.name, **_row(eye, canvas), "figure": name}
-                row["path"] = str(photograph.path)
-                journal.add(row)
-                done[row["path"]] = row
+                results.add(photograph, _row(eye, canvas), fig)
         finally:
-            _write_table(out / "results.csv", list(done.values()), _COLUMNS)
-        rows = []
-        for path, reason in rejects.items():
-            rows.append({"image": path.name, "reason": reason, "path": str(path)})
-        _write_table(out / "rejects.csv", rows, ["image", "reason", "path"])
-    return len(files) - len(rejects), rejects
+            results.write_tables()
+    if unread:
+        path, error = next(iter(unread.items()))
+        raise OSError(
+            f"{len(unread)} photographs could not be read, {plain(str(path))} for one: "
+            f"{error.strerror or error}. See to the disk or the network; the same command then "
+            "goes on from there"
+        )
+    rejects = {path: results.reasons[path] for path in results.below(request, results.reasons)}
+    return sum(path in results.rows for path in meant), rejects
 
 
-def _write_table(path: Path, rows: list[dict], columns: list[str]) -> None:
-    import pandas as pd
+def _run_folder(sequencer: str | Path) -> Path:
+    """The folder of a sequencer's run, called by its name or its path."""
+    path = _expanded(sequencer).absolute()
+    folders = [paths.SEQUENCERS / sequencer, path, paths.ROOT / sequencer]
+    if str(sequencer).startswith((".", "~")):
+        folders = [path]
+    for folder in folders:
+        if (folder / "weights.safetensors").exists():
+            return folder
+    return folders[0] if len(Path(sequencer).parts) == 1 else path
 
-    table = pd.DataFrame(rows, columns=columns)
-    paths.write(path, lambda beside: table.to_csv(beside, index=False))
+
+def _expanded(path: str | Path) -> Path:
+    """A path with the home folder for `~`; a name like `~x` is one."""
+    if path == "":
+        raise ValueError("a name is empty, as that of a shell variable that is not set: give one")
+    path = Path(path)
+    return path.expanduser() if path.parts[:1] == ("~",) else path
 
 
-def _files(photographs: Sequence[str | Path]) -> list[Path]:
-    """The files that are meant, absolute, each once."""
-    files = []
-    for photograph in photographs:
-        path = Path(photograph).expanduser().absolute()
-        if not path.exists():
-            raise FileNotFoundError(f"there is no {path}")
-        if path.is_dir():
-            endings = manifest.PHOTOGRAPH_SUFFIXES
-            files += sorted(file for file in path.rglob("*") if file.suffix.lower() in endings)
-        else:
-            files.append(path)
-    if not files:
+def _resolved(photograph: str | Path) -> Path:
+    """The path of what is asked for, the same from every folder; a linked file keeps its name."""
+    path = _expanded(photograph).absolute()
+    if not path.exists():
+        raise FileNotFoundError(f"there is no {path}: check the name")
+    return path.resolve() if path.is_dir() else path.parent.resolve() / path.name
+
+
+def _digests(network: nn.Module, config: dict) -> dict[str, str]:
+    """What tells this sequencer's results from another's: the SHA-256 of weights and config."""
+    weights = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        weights.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        weights.update(tensor.contiguous().numpy().tobytes())
+    settings = json.dumps(config, sort_keys=True).encode()
+    return {"weights": weights.hexdigest(), "config": hashlib.sha256(settings).hexdigest()}
+
+
+# Which files are meant
+
+
+def _listed(request: list[Path], out: Path) -> tuple[list[Path], dict[Path, str]]:
+    """The photographs that are asked for, each once, and why other files are left out."""
+    found = []
+    left_out = {}
+    for path in request:
+        if _within(path, out):
+            raise ValueError(
+                f"{path} lies in the output folder {out}, whose files are never taken for "
+                "photographs: choose another folder with --out"
+            )
+        if not path.is_dir():
+            found.append(path)
+            continue
+        below, closed = files.walk(path)
+        left_out |= dict.fromkeys(closed, "folder cannot be read: permission denied")
+        own = {place for place in {file.parent for file in below} if _within(place, out)}
+        others = {file.parent for file in below if file.name == _JOURNAL} - own
+        others = {place for place in others if os.path.exists(place / _MADE_BY)}
+        for file in below:
+            results = others.intersection(file.parents)
+            if file.parent in own:
+                continue
+            if results:
+                left_out[min(results)] = "results of explain: no photographs"
+            elif reason := _why_not(file, out):
+                left_out[file] = reason
+            else:
+                found.append(file)
+    if not found:
         raise ValueError(
             f"no photographs ({', '.join(manifest.PHOTOGRAPH_SUFFIXES)}) in "
-            f"{', '.join(map(str, photographs))}"
+            f"{', '.join(map(str, request))}{''.join(f'; {line}' for line in counted(left_out))}"
         )
-    return list(dict.fromkeys(files))
+    return list(dict.fromkeys(found)), left_out
 
 
-def _claim(out: Path, made_by: dict[str, str]) -> paths.Journal:
-    """Make `out` the folder of one sequencer's results; returns the journal of what is done."""
-    told = out / "explain.json"
-    found = json.loads(told.read_text()) if told.exists() else None
-    if found not in (None, made_by) or (found is None and (out / "results.csv").exists()):
-        whose = ""
-        if found:
-            whose = "of sequencer {sequencer!r}, weights {weights:.8}, {relu}".format(**found)
-        raise ValueError(
-            f"{out} holds other results {whose}: choose another folder, or move them away"
-        )
-    out.mkdir(parents=True, exist_ok=True)
-    paths.write(told, lambda beside: beside.write_text(json.dumps(made_by, indent=1) + "\n"))
-    return paths.Journal(out / "journal.jsonl")
+def _why_not(path: Path, out: Path) -> str:
+    """Why a file in a folder is left out; empty where it is not."""
+    if path.suffix.lower() not in manifest.PHOTOGRAPH_SUFFIXES:
+        kind = f"ending {path.suffix}" if path.suffix else "no ending"
+        return f"{kind}: read are {', '.join(manifest.PHOTOGRAPH_SUFFIXES)}"
+    if not os.path.islink(path):
+        return ""
+    if not os.path.exists(path):
+        return "link to nothing"
+    return "link into the output folder" if _within(path, out) else ""
 
 
-def _eyes(
-    network: nn.Module, config: dict, files: list[Path], relu: str, rejects: dict[Path, str]
-) -> Iterator[tuple[_Photograph, Eye]]:
-    """Every file's photograph and eye; what cannot be read goes to `rejects` with the reason."""
-    mean = torch.tensor(config["mean"]).view(3, 1, 1)
-    std = torch.tensor(config["std"]).view(3, 1, 1)
-    device = next(network.parameters()).device
-    loss = config.get("loss", "cross-entropy")  # fitted heads name none: theirs is cross-entropy
-    at_once = max(1, min(_AT_ONCE, _PIXELS // config["size"] ** 2))
-    for start in range(0, len(files), at_once):
-        photographs = []
-        for path in files[start : start + at_once]:
-            try:
-                photographs.append(_read(path, config))
-            except (ValueError, OSError) as error:
-                rejects[path] = str(error)
-        if photographs:
-            stacked = np.stack([photograph.prepared for photograph in photographs])
-            images = torch.from_numpy(stacked).permute(0, 3, 1, 2)
-            images = fundus.normalise(images, mean, std).to(device)
-            yield from zip(photographs, explain_images(network, images, relu, loss), strict=True)
+def _within(path: Path, folder: Path) -> bool:
+    """Whether a path, its links followed, is the folder or lies in it."""
+    path = path.resolve()
+    return folder.exists() and any(folder.samefile(parent) for parent in (path, *path.parents))
 
 
-def _read(path: Path, config: dict) -> _Photograph:
-    """Raises ValueError or OSError with the reason for which a photograph is rejected."""
-    data = path.read_bytes()
+# What is in them
+
+
+def _read(
+    left: list[Path], config: dict, results: "_Results", unread: dict[Path, OSError]
+) -> Iterator[_Photograph]:
+    """Every photograph that has not been explained as it is now; those at fault are rejected."""
+    for path in left:
+        try:
+            data, content = _content(path)
+            if results.has(path, content):
+                continue
+            photograph = _prepared(path, data, content, config)
+        except ValueError as error:
+            results.reject(path, str(error))
+        except OSError as error:
+            unread[path] = error
+            if len(unread) == _UNREAD:
+                return
+        else:
+            yield photograph
+
+
+def _content(path: Path) -> tuple[bytes, dict]:
+    """The bytes of a file and what they are known by.
+
+    Raises ValueError for a fault of the file's own, OSError for one that may pass.
+    """
+    for wait in (*_WAITS, None):
+        try:
+            stamp = _stamp(path)
+            data = retina.read_file(path)
+            return data, {"stamp": stamp, "sha256": hashlib.sha256(data).hexdigest()}
+        except PermissionError as error:
+            os.listdir(path.parent)  # raises where it is not the file's fault alone
+            raise ValueError(f"cannot be read: {error.strerror}") from error
+        except OSError:
+            if wait is None:
+                raise
+            time.sleep(wait)
+
+
+def _stamp(path: Path) -> list[int]:
+    """What changes whenever a file does."""
+    about = path.stat()
+    return [about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino]
+
+
+def _prepared(path: Path, data: bytes, content: dict, config: dict) -> _Photograph:
+    """Raises ValueError with the reason for which a photograph is rejected."""
     prepared, box, shape = retina.extract(
         data, path.name, config["size"], config["crop"], config["contrast"]
     )
     image, _, _ = retina.extract(data, path.name, min(_SHOWN, max(shape)), crop=False)
-    return _Photograph(path, prepared, image, box, shape)
+    return _Photograph(path, prepared, image, box, shape, content)
+
+
+def _eyes(
+    network: nn.Module, config: dict, photographs: Iterator[_Photograph], relu: str
+) -> Iterator[tuple[_Photograph, Eye]]:
+    """Every photograph with its eye."""
+    mean = torch.tensor(config["mean"]).view(3, 1, 1)
+    std = torch.tensor(config["std"]).view(3, 1, 1)
+    device = next(network.parameters()).device
+    at_once = max(1, min(_AT_ONCE, _PIXELS // config["size"] ** 2))
+    while batch := list(islice(photographs, at_once)):
+        stacked = np.stack([photograph.prepared for photograph in batch])
+        images = torch.from_numpy(stacked).permute(0, 3, 1, 2)
+        images = fundus.normalise(images, mean, std).to(device)
+        eyes = explain_images(network, images, relu, config["loss"])
+        yield from zip(batch, eyes, strict=True)
 
 
 def _row(eye: Eye, canvas: Extent) -> dict:
@@ -496,11 +652,238 @@ def _row(eye: Eye, canvas: Extent) -> dict:
     return row | {"regions": json.dumps(regions)}
 
 
-def _unique(name: str, taken: set[str]) -> str:
-    """`name`, or with -2, -3, ... before its suffix where that is taken already."""
-    path = Path(name)
-    number = 2
-    while name in taken:
-        name = f"{path.stem}-{number}{path.suffix}"
-        number += 1
-    return name
+# Where it goes
+
+
+def _require_own(out: Path, made_by: dict[str, str]) -> None:
+    """Raise ValueError unless `out` is new, empty, or holds what the same request has made."""
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise ValueError(f"{out} is a file: choose a folder with --out")
+    told = out / _MADE_BY
+    if not told.exists():
+        # What a run that was stopped at once can have left.
+        others = sorted({*os.listdir(out)} - {"results.lock", f"{_MADE_BY}.part"})
+        if others:
+            raise ValueError(
+                f"{out} is not empty and not of this command ({plain(others[0])} is in it): choose "
+                "another folder with --out"
+            )
+        return
+    try:
+        found = json.loads(told.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict) or not found.keys() >= made_by.keys():
+        raise ValueError(
+            f"{told} does not say whose results {out} holds: it is damaged, or of an earlier "
+            "version. Choose another folder with --out, or move them away"
+        )
+    names = [name for name in ("weights", "config", "relu") if found[name] != made_by[name]]
+    if names:
+        raise ValueError(
+            f"{out} holds other results of sequencer {found['sequencer']!r} (their "
+            f"{' and '.join(names)} differ): choose another folder with --out, or move them away"
+        )
+
+
+class _Results:
+    """What an output folder holds, by the path of the photograph.
+
+    Its journal lists every figure and every table before it is written: what it does not list is
+    not this command's, and never replaced.
+
+    rows: what is explained; reasons: why files are not.
+    """
+
+    def __init__(self, out: Path, made_by: dict[str, str]) -> None:
+        self.out = out
+        self.rows = {}
+        self.reasons = {}
+        self._figures = {}
+        self._tables = set()
+        told = json.dumps(made_by, indent=1) + "\n"
+        if not (out / _MADE_BY).exists():
+            paths.write(out / _MADE_BY, lambda beside: beside.write_text(told))
+        try:
+            self._journal = paths.Journal(out / _JOURNAL)
+        except ValueError as error:
+            raise ValueError(
+                f"{out / _JOURNAL} is damaged ({error}): choose another folder with --out, or move "
+                "it away"
+            ) from error
+        for record in self._journal.records:
+            self._take(record)
+        names = [*os.listdir(out), *self._figures.values()]
+        self._taken = {_folded(name) for name in names}
+        self._count = Counter()
+
+    def _take(self, record: Any) -> None:
+        """Learn from a line of the journal what it tells; one that is none of ours, nothing."""
+        record = record if isinstance(record, dict) else {}
+        path = Path(str(record.get("path")))
+        figure = record.get("figure")
+        if "table" in record:
+            self._tables.add(str(record["table"]))
+        elif "reason" in record:
+            self.rows.pop(path, None)
+            self.reasons.pop(path, None)
+            if record["reason"]:
+                self.reasons[path] = str(record["reason"])
+        elif isinstance(figure, str) and figure == _portable(figure) and figure.endswith(".png"):
+            self._figures[path] = figure
+            if record.keys() >= {*_COLUMNS, "stamp"}:
+                self.reasons.pop(path, None)
+                self.rows[path] = record
+
+    def _add(self, record: dict) -> None:
+        self._journal.add(record)
+        self._take(record)
+
+    def below(self, request: list[Path], known: Iterable[Path] | None = None) -> list[Path]:
+        """Of the paths that are known, those that are asked for, or lie in what is asked for."""
+        asked = set(request)
+        known = [*self.rows, *self.reasons] if known is None else known
+        return [path for path in known if not asked.isdisjoint([path, *path.parents])]
+
+    def has(self, path: Path, content: dict | None = None) -> bool:
+        """Whether a photograph is explained with that content, by default with that on disk."""
+        row = self.rows.get(path)
+        if row is None or not (self.out / row["figure"]).exists():
+            return False
+        if content is None:
+            try:
+                return row["stamp"] == _stamp(path)
+            except OSError:
+                return False
+        same = row["sha256"] == content["sha256"]
+        if same:
+            self._add(row | content)
+        return same
+
+    def add(self, photograph: _Photograph, row: dict, fig: Figure) -> None:
+        """Write a photograph's figure, and note its row."""
+        path = photograph.path
+        figure = self._figures.get(path) or self._new_figure(path)
+        self._add({"path": str(path), "figure": figure})
+        save = partial(fig.savefig, format="png", pil_kwargs={"compress_level": 1})
+        paths.write(self.out / figure, save)
+        named = {"image": path.name, "figure": figure, "path": str(path)}
+        self._add(named | row | photograph.content)
+
+    def _new_figure(self, path: Path) -> str:
+        """A figure's name for a photograph that no file and no other figure has, in any case."""
+        stem = _portable(path.stem).encode()[:200].decode(errors="ignore")
+        while True:
+            self._count[stem] += 1
+            number = self._count[stem]
+            name = f"{stem}-{number}.png" if number > 1 else f"{stem}.png"
+            if _folded(name) not in self._taken:
+                self._taken.add(_folded(name))
+                return name
+
+    def reject(self, path: Path, reason: str) -> None:
+        """Note why a file is not explained."""
+        if self.reasons.get(path) != reason:
+            self._add({"path": str(path), "reason": reason})
+
+    def forget(self, unlisted: set[Path]) -> None:
+        """Take those from the tables that are on disk no more; what was explained, with a word."""
+        for path in sorted(unlisted):
+            try:
+                path.lstat()
+            except (FileNotFoundError, NotADirectoryError):
+                figure = self._figures.get(path)
+                self.reject(path, f"no longer there: {figure} shows it" if figure else "")
+            except OSError:  # a folder that cannot be read now
+                continue
+
+    def write_tables(self) -> None:
+        """Write results.csv and rejects.csv; one that somebody has changed is kept aside."""
+        rows = []
+        for path, reason in self.reasons.items():
+            rows.append({"image": path.name, "reason": reason, "path": str(path)})
+        self._write_table("results.csv", self.rows.values(), _COLUMNS)
+        self._write_table("rejects.csv", rows, ["image", "reason", "path"])
+
+    def _write_table(self, name: str, rows: Iterable[dict], columns: list[str]) -> None:
+        cells = []
+        for row in rows:
+            cells.append(
+                [_cell(str(row[name])) if name in _NAMES else row[name] for name in columns]
+            )
+        table = pd.DataFrame(cells, columns=columns)
+        data = table.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC).encode()
+        path = self.out / name
+        old = path.read_bytes() if path.exists() else b""
+        if old == data:
+            return
+        if old and hashlib.sha256(old).hexdigest() not in self._tables:
+            print(f"{name} had been changed, and is kept as {paths.aside(path).name}")
+        self._add({"table": hashlib.sha256(data).hexdigest()})
+        paths.write(path, lambda beside: beside.write_bytes(data))
+
+
+# Names as users have them
+
+
+def plain(text: str) -> str:
+    """A text to be printed or drawn: what is no printable character, as its escape."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def counted(reasons: dict[Path, str]) -> list[str]:
+    """A line for each kind of reason: how many files have it, and one of them."""
+    kinds = {}
+    for path, reason in reasons.items():
+        kinds.setdefault(reason.split(":")[0], []).append(path)
+    lines = []
+    for which in kinds.values():
+        example = f"{plain(which[0].name)}: {plain(reasons[which[0]])}"
+        lines.append(f"{len(which)} rejected, {example}")
+    return lines
+
+
+def _short(name: str) -> str:
+    """A name for a figure's title."""
+    return name if len(name) <= 60 else f"{name[:40]}…{name[-19:]}"
+
+
+def _portable(name: str) -> str:
+    """A name that every disk takes and no shell mistakes."""
+    name = unicodedata.normalize("NFC", name)
+    return re.sub(r"[^\w .()-]|^[-. ]", "_", name)
+
+
+def _folded(name: str) -> str:
+    """Two names of which some disk takes one for the other are equal after this."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _cell(name: str) -> str:
+    """A name in a table: no spreadsheet takes it for a formula, and it is UTF-8."""
+    name = re.sub(r"\\(?=udc)", r"\\udc5c", name)
+    name = re.sub(r"[\udc80-\udcff]", lambda byte: f"\\u{ord(byte[0]):x}", name)
+    return f"'{name}" if re.match(r"'*[\s=+\-@＝＋－＠]", name) else name
+
+
+def _name(cell: str) -> str:
+    """The name that `_cell` was given."""
+    name = cell[1:] if re.match(r"'+[\s=+\-@＝＋－＠]", cell) else cell
+    name = re.sub(r"\\(udc[89a-f].)", lambda byte: chr(int(byte[1][1:], 16)), name)
+    return name.replace(r"\udc5c", "\\")
+
+
+def read_table(path: str | Path) -> pd.DataFrame:
+    r"""The results.csv or rejects.csv of `explain_files`, with names as they are on disk.
+
+    In the file a name that a spreadsheet would take for a formula, as `=1+2.jpg`, stands behind an
+    apostrophe, and a byte that is no UTF-8 as `\udcff`.
+    """
+    text = dict.fromkeys([*_NAMES, "regions", "figure", "sha256"], str)
+    empty = {name: [""] for name in _NUMBERS}
+    table = pd.read_csv(path, dtype=text, keep_default_na=False, na_values=empty)
+    for column in table.columns.intersection(_NAMES):
+        table[column] = pd.Series(map(_name, table[column]), dtype=object)
+    return table
