@@ -67,10 +67,10 @@ def _explain(options: argparse.Namespace) -> int:
     try:
         import torch
 
-        from lib import explain  # seconds, which `run` need not wait for
+        from lib import photographs, results  # seconds, which `run` need not wait for
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        count, rejects = explain.explain_files(
+        count, rejects = photographs.explain_files(
             options.photographs, options.sequencer, options.out, options.relu, device
         )
     except KeyboardInterrupt:
@@ -78,9 +78,9 @@ def _explain(options: argparse.Namespace) -> int:
         return 130
     print(
         f"{count} explained, {len(rejects)} rejected: results.csv, rejects.csv and a figure for "
-        f"each are in {explain.plain(options.out)}"
+        f"each are in {results.plain(options.out)}"
     )
-    for line in explain.counted(rejects):
+    for line in results.counted(rejects):
         print(line)
     return 0 if count else 1
 

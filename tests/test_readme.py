@@ -19,7 +19,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from lib import __main__, execution, explain, paths
+from lib import __main__, execution, paths, results
 from lib.data import phantom
 
 PAGES = ("README.md", "CONTRIBUTING.md", "data/README.md")
@@ -106,7 +106,7 @@ def explains(words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = [{"PHOTO...": "eye.png", "DIR": "out"}.get(word, word) for word in words]
     assert __main__.main(words[3:]) == 0
-    assert explain.read_table(tmp_path / "out" / "results.csv").image.tolist() == ["eye.png"]
+    assert results.read_table(tmp_path / "out" / "results.csv").image.tolist() == ["eye.png"]
 
 
 def is_there(words, tmp_path, monkeypatch, capsys):
