@@ -11,7 +11,7 @@ import sys
 
 import yaml
 
-from lib import execution
+from lib import execution, paths
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -78,7 +78,7 @@ def _explain(options: argparse.Namespace) -> int:
         return 130
     print(
         f"{count} explained, {len(rejects)} rejected: results.csv, rejects.csv and a figure for "
-        f"each are in {results.plain(options.out)}"
+        f"each are in {paths.printable(options.out)}"
     )
     for line in results.counted(rejects):
         print(line)

@@ -12,6 +12,8 @@ from matplotlib.colors import Normalize, hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from lib import paths
+
 GRADE_NAMES = ("0 none", "1 mild", "2 moderate", "3 severe", "4 proliferative")
 # Of CLEAR's Eq. 3: one colour each in all figures.
 READING_COLOURS = {
@@ -41,7 +43,7 @@ def style() -> None:
 
 def verbatim(name: str) -> str:
     """The name of a file as matplotlib is to draw it: on one line, `$` in it begins no formula."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name).replace("$", r"\$")
+    return paths.printable(name).replace("$", r"\$")
 
 
 def _array(image: Any) -> np.ndarray:

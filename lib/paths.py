@@ -119,6 +119,11 @@ def environment(**changed: str) -> dict[str, str]:
     return os.environ | changed
 
 
+def printable(text: str) -> str:
+    """A user's text to be printed, written or drawn: what is not printable, as its escape."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def aside(path: Path) -> Path:
     """Rename `path` to the first free one of `<path>.1`, `<path>.2`, ...; return the new path."""
     number = 1

@@ -65,7 +65,7 @@ def explain_files(
             the clock, distance from the middle in retinal diameters, share of the response for the
             grade, box in the photograph's pixels; figure; path; sha256 of the file) and
             rejects.csv (image, reason, path), with all files that are not explained.
-            `read_table` reads them.
+            `read_results` reads them.
         relu: the reading of Eq. 3.
         device: where the network computes.
 
@@ -116,7 +116,7 @@ def explain_files(
     if unread:
         path, error = next(iter(unread.items()))
         raise OSError(
-            f"{len(unread)} photographs could not be read, {results.plain(str(path))} for one: "
+            f"{len(unread)} photographs could not be read, {paths.printable(str(path))} for one: "
             f"{error.strerror or error}. See to the disk or the network; the same command then "
             "goes on from there"
         )

@@ -42,8 +42,8 @@ def require_own(out: Path, made_by: dict[str, str]) -> None:
         others = sorted({*os.listdir(out)} - {"results.lock", f"{MADE_BY}.part"})
         if others:
             raise ValueError(
-                f"{out} is not empty and not of this command ({plain(others[0])} is in it): choose "
-                "another folder with --out"
+                f"{out} is not empty and not of this command ({paths.printable(others[0])} is in "
+                "it): choose another folder with --out"
             )
         return
     try:
@@ -203,11 +203,6 @@ class Results:
 # Names as users have them
 
 
-def plain(text: str) -> str:
-    """A text to be printed or drawn: what is no printable character, as its escape."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
 def counted(reasons: dict[Path, str]) -> list[str]:
     """A line for each kind of reason: how many files have it, and one of them."""
     kinds = {}
@@ -215,7 +210,7 @@ def counted(reasons: dict[Path, str]) -> list[str]:
         kinds.setdefault(reason.split(":")[0], []).append(path)
     lines = []
     for which in kinds.values():
-        example = f"{plain(which[0].name)}: {plain(reasons[which[0]])}"
+        example = f"{paths.printable(which[0].name)}: {paths.printable(reasons[which[0]])}"
         lines.append(f"{len(which)} rejected, {example}")
     return lines
 
@@ -250,7 +245,7 @@ def _name(cell: str) -> str:
     return name.replace(r"\udc5c", "\\")
 
 
-def read_table(path: str | Path) -> pd.DataFrame:
+def read_results(path: str | Path) -> pd.DataFrame:
     r"""The results.csv or rejects.csv of `explain_files`, with names as they are on disk.
 
     In the file a name that a spreadsheet would take for a formula, as `=1+2.jpg`, stands behind an

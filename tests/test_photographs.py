@@ -241,7 +241,7 @@ def test_a_file_that_the_results_do_not_list_is_never_replaced(run, tmp_path):
     notes = "my notes," + (out / "results.csv").read_text()
     (out / "results.csv").write_text(notes)
     photographs.explain_files([photograph(eyes / "second.png")], run, out)
-    table = results.read_table(out / "results.csv")
+    table = results.read_results(out / "results.csv")
     assert table.figure.tolist() == ["first.png", "second-3.png"]
     assert (out / "results.csv.2").read_text() == notes
     for name in ("SECOND.PNG", "second-2.png", "results.csv.1"):
@@ -327,8 +327,8 @@ def test_a_read_error_of_the_moment_rejects_nothing_and_the_command_goes_on_late
         status, printed = asks(capsys, run, out, folder)
     assert status == 2 and "2 photographs could not be read" in printed
     assert os.strerror(code) in printed and "goes on from there" in printed
-    assert set(results.read_table(out / "rejects.csv").image) == {"black.png", "page.jpg"}
-    assert len(results.read_table(out / "results.csv")) == 3
+    assert set(results.read_results(out / "rejects.csv").image) == {"black.png", "page.jpg"}
+    assert len(results.read_results(out / "results.csv")) == 3
     assert tries.count("eye1.png") == (1 if code == errno.EACCES else 2)
     status, printed = asks(capsys, run, out, folder)
     assert status == 0 and "5 explained, 2 rejected" in printed
@@ -400,7 +400,7 @@ def test_a_photograph_that_was_replaced_is_explained_anew_even_with_size_and_tim
         image = phantom.draw_photograph(number, number, 120)[0]
         Image.fromarray(image).save(photograph(eyes / f"eye{number}.png"), "tiff", compression=None)
     photographs.explain_files([eyes], run, out)
-    before = results.read_table(out / "results.csv").set_index("image")
+    before = results.read_results(out / "results.csv").set_index("image")
     about = (eyes / "eye1.png").stat()
     image = phantom.draw_photograph(4, 9, 120)[0]
     Image.fromarray(image).save(eyes / "eye1.png", "tiff", compression=None)
@@ -412,9 +412,9 @@ def test_a_photograph_that_was_replaced_is_explained_anew_even_with_size_and_tim
     monkeypatch.setattr(explain, "draw_eye", lambda *given: drawn.append(given) or draw(*given))
     photographs.explain_files([eyes], run, out)
     photographs.explain_files([eyes], run, tmp_path / "fresh")
-    after = results.read_table(out / "results.csv").set_index("image")
+    after = results.read_results(out / "results.csv").set_index("image")
     assert len(drawn) == 1 + 3 and not after.loc["eye1.png"].equals(before.loc["eye1.png"])
-    fresh = results.read_table(tmp_path / "fresh" / "results.csv").set_index("image")
+    fresh = results.read_results(tmp_path / "fresh" / "results.csv").set_index("image")
     pd.testing.assert_frame_equal(after, fresh, atol=2e-4)
 
 
@@ -428,8 +428,8 @@ def test_a_repaired_photograph_leaves_the_rejects_and_a_broken_one_the_results(r
     photograph(eyes / "a.png")
     count, rejects = photographs.explain_files([eyes], run, out)
     assert count == 1 and list(rejects) == [eyes / "b.png"]
-    assert results.read_table(out / "results.csv").image.tolist() == ["a.png"]
-    assert results.read_table(out / "rejects.csv").image.tolist() == ["b.png"]
+    assert results.read_results(out / "results.csv").image.tolist() == ["a.png"]
+    assert results.read_results(out / "rejects.csv").image.tolist() == ["b.png"]
 
 
 def test_a_photograph_that_was_deleted_leaves_the_results_with_a_word(run, tmp_path):
@@ -444,8 +444,8 @@ def test_a_photograph_that_was_deleted_leaves_the_results_with_a_word(run, tmp_p
         count, rejects = photographs.explain_files([eyes], run, out)
         assert count == 1 and rejects == {eyes / "a.png": "no longer there: a.png shows it"}
         # Of the other folder nothing was asked.
-        assert results.read_table(out / "results.csv").image.tolist() == ["b.png", "d.png"]
-        assert results.read_table(out / "rejects.csv").image.tolist() == ["a.png"]
+        assert results.read_results(out / "results.csv").image.tolist() == ["b.png", "d.png"]
+        assert results.read_results(out / "rejects.csv").image.tolist() == ["a.png"]
     photograph(eyes / "a.png")
     assert photographs.explain_files([eyes], run, out) == (2, {})
 
@@ -458,7 +458,7 @@ def test_what_was_explained_and_rejected_of_another_folder_stays_in_the_tables(r
         count, rejects = photographs.explain_files([tmp_path / day], run, out)
         assert count == 1 and list(rejects) == [tmp_path / day / "page.jpg"]
     for table, file in (("results.csv", "eye.png"), ("rejects.csv", "page.jpg")):
-        found = results.read_table(out / table).path.tolist()
+        found = results.read_results(out / table).path.tolist()
         assert found == [str(tmp_path / day / file) for day in ("1", "2")]
 
 
@@ -509,7 +509,7 @@ def test_scores_are_read_by_the_rule_of_the_loss_that_the_run_was_trained_with(s
     for loss, (probabilities, grades) in rules.items():
         path.write_text(json.dumps(config | {"loss": loss}))
         photographs.explain_files([eyes], sequencer, tmp_path / loss)
-        table = results.read_table(tmp_path / loss / "results.csv")
+        table = results.read_results(tmp_path / loss / "results.csv")
         np.testing.assert_allclose(table[[f"p{g}" for g in range(5)]], probabilities, atol=2e-4)
         assert table.grade.tolist() == grades.tolist()
     assert (rules["corn"][1] != softmax.argmax(1)).any()
@@ -547,9 +547,9 @@ def test_linked_folders_are_followed_once_and_all_that_is_left_out_is_listed(run
                  "1 rejected, e.GIF: ending .GIF", "1 rejected, g: no ending",
                  "2 rejected, 0.png: link to nothing"):  # fmt: skip
         assert line in printed
-    found = results.read_table(out / "results.csv").image.tolist()
+    found = results.read_results(out / "results.csv").image.tolist()
     assert sorted(found) == ["a.PNG", "b.jpg", "linked.png"]
-    rejected = results.read_table(out / "rejects.csv")
+    rejected = results.read_results(out / "rejects.csv")
     assert set(rejected.image) == {"c.bmp", "d.heic", "e.GIF", "f.bmp", "g", "0.png", "1.png"}
 
 
@@ -596,8 +596,8 @@ def test_any_name_is_done_and_read_back(sequencer, tmp_path, capfd):
     assert __main__.main(command) == 0
     printed = "".join(capfd.readouterr())
     assert f"{len(names)} explained" in printed and "\x1b" not in printed
-    table = results.read_table(out / "results.csv")
-    rejects = results.read_table(out / "rejects.csv")
+    table = results.read_results(out / "results.csv")
+    rejects = results.read_results(out / "rejects.csv")
     assert sorted(table.image) == sorted(names) and sorted(rejects.image) == sorted(bad)
     assert table.path.tolist() == [str(eyes / name) for name in table.image]
     assert len({name.casefold() for name in table.figure}) == len(names)
@@ -632,7 +632,7 @@ def test_a_changed_file_of_the_results_is_kept_and_no_traceback(run, tmp_path, c
         assert status == 2 and str(out / name) in printed and "--out" in printed
         assert contents(out) == before
         return
-    assert status == 0 and len(results.read_table(out / "results.csv")) == 1
+    assert status == 0 and len(results.read_results(out / "results.csv")) == 1
     after = set(contents(out).values())
     for path, data in before.items():
         assert path.suffix not in (".csv", ".png") or not data or data in after

@@ -106,7 +106,7 @@ def explains(words, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     words = [{"PHOTO...": "eye.png", "DIR": "out"}.get(word, word) for word in words]
     assert __main__.main(words[3:]) == 0
-    assert results.read_table(tmp_path / "out" / "results.csv").image.tolist() == ["eye.png"]
+    assert results.read_results(tmp_path / "out" / "results.csv").image.tolist() == ["eye.png"]
 
 
 def is_there(words, tmp_path, monkeypatch, capsys):

@@ -9,6 +9,7 @@ from pathlib import Path, PureWindowsPath
 
 import pandas as pd
 
+from lib import paths
 from lib.data import files
 
 SPLITS = ("train", "val", "test")
@@ -66,11 +67,6 @@ def name_fault(name: str) -> str:
     return ""
 
 
-def _printable(name: str) -> str:
-    """The name as text that can be written anywhere."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
-
-
 def _stem(name: str) -> str:
     """The name without the ending of a photograph's file."""
     stem, suffix = os.path.splitext(name)
@@ -112,7 +108,7 @@ def read_labels(raw: Path, eye: str) -> tuple[pd.DataFrame, dict[str, str]]:
     labels["image"] = [name if name in stems else _stem(name) for name in labels["image"]]
     faulty = {name: name_fault(name) for name in sorted(stems.union(labels["image"]))}
     faulty = {name: fault for name, fault in faulty.items() if fault}
-    unread |= {_printable(name) or "(empty)": fault for name, fault in faulty.items()}
+    unread |= {paths.printable(name) or "(empty)": fault for name, fault in faulty.items()}
     labels = labels[[name not in faulty for name in labels["image"]]]
     photographs = [row for row in photographs if row[0] not in faulty]
 
@@ -230,7 +226,7 @@ def _find_photographs(
                 reasons[path] = (
                     f"its ending is {suffix or 'missing'}, not one of {endings}: save it anew"
                 )
-        unread = {_printable(str(path.relative_to(raw))): why for path, why in reasons.items()}
+        unread = {paths.printable(str(path.relative_to(raw))): why for path, why in reasons.items()}
     if not photographs:
         there = "".join(f" {name}: {why}." for name, why in [*unread.items()][:1])
         raise FileNotFoundError(
