@@ -119,6 +119,18 @@ def environment(**changed: str) -> dict[str, str]:
     return os.environ | changed
 
 
+@contextmanager
+def environment_with(variables: dict[str, str]) -> Iterator[None]:
+    """Variables of this process's environment, for a while: what it starts inherits them."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
 def printable(text: str) -> str:
     """A user's text to be printed, written or drawn: what is not printable, as its escape."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -53,6 +53,8 @@ _SAME_PHOTOGRAPH = 2
 def phantom(n: int, seed: int, share: Sequence[float] = BALANCED) -> Path:
     """Draw the phantom collection, or find it whole where it was drawn with the same arguments.
 
+    Each choice of arguments has a folder of its own, `phantom-<n>` with a seed that is not 0.
+
     Args:
         n: Patients, each with both eyes.
         seed: Seed of everything that is drawn.
@@ -61,8 +63,11 @@ def phantom(n: int, seed: int, share: Sequence[float] = BALANCED) -> Path:
     Raises:
         ValueError: As `lib.data.phantom.write_collection`.
     """
-    raw = paths.RAW / "phantom"
     request = {"n": n, "seed": seed, "share": list(share), "version": VERSION}
+    name = f"phantom-{n}" + (f"-seed{seed}" if seed else "")
+    if tuple(share) != tuple(BALANCED):
+        name += f"-shares{hashlib.sha256(repr(list(share)).encode()).hexdigest()[:6]}"
+    raw = paths.RAW / name
     return _make(raw, request, lambda beside: write_collection(beside, n, seed, share))
 
 
