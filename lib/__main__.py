@@ -1,6 +1,9 @@
-"""The command line: run the notebooks, or explain photographs.
+"""The command line: run the notebooks, sweep their parameters, or explain photographs.
 
     python -m lib run [--profile bundled] [--only 02 05] [-p NAME VALUE] [--timeout SECONDS]
+    python -m lib sweep mnist [--dry-run] [--retry] [--workers 2 | --cluster tcp://HOST:8786]
+    python -m lib sweep 02 -g seed 0,1,2 -g epochs 1,3 [-p NAME VALUE] [--profile P] [--name N]
+    python -m lib list
     python -m lib explain PHOTO... --sequencer RUN --out DIR [--relu guided]
 
 Installed, it is called `companion`.
@@ -29,6 +32,38 @@ def main(arguments: list[str] | None = None) -> int:
         "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="given"
     )
     command.add_argument("--timeout", type=int, default=21600, help="seconds one cell may take")
+    command.add_argument(
+        "--workers", type=int, help="notebooks at once; two, where there are two cores"
+    )
+    command = commands.add_parser("sweep", help="notebooks over a grid of parameters")
+    command.add_argument(
+        "what",
+        nargs="+",
+        help="the name of a sweep in notebooks/sweeps, or numbers of notebooks: 02 05",
+    )
+    command.add_argument(
+        "-g",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("NAME", "VALUE,VALUE"),
+        dest="grid",
+        help="a parameter that varies",
+    )
+    command.add_argument(
+        "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="given"
+    )
+    command.add_argument("--profile", help="whose parameters hold otherwise; bundled")
+    command.add_argument("--name", help="of the folder in build/sweeps")
+    where = command.add_mutually_exclusive_group()
+    where.add_argument(
+        "--workers", type=int, help="notebooks at once; two, where there are two cores"
+    )
+    where.add_argument("--cluster", metavar="ADDRESS", help="of a Dask scheduler that runs them")
+    command.add_argument("--dry-run", action="store_true", help="only say what would be run")
+    command.add_argument("--retry", action="store_true", help="run again what failed")
+    command.add_argument("--timeout", type=int, default=21600, help="seconds one cell may take")
+    commands.add_parser("list", help="the notebooks, profiles and sweeps that there are")
     command = commands.add_parser(
         "explain", help="grades and CLEAR-DR figures of fundus photographs"
     )
@@ -49,8 +84,15 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if options.command == "explain":
             return _explain(options)
-        chosen = execution.plan(options.profile, options.only, options.given)
-        return execution.run(options.profile, chosen, options.timeout)
+        if options.command == "sweep":
+            return _sweep(options)
+        if options.command == "list":
+            from lib import sweep
+
+            sweep.print_list()
+            return 0
+        name, chosen = execution.plan(options.profile, options.only, options.given)
+        return execution.run(name, chosen, options.timeout, options.workers)
     except OSError as error:
         raw = f"{error.strerror}: {error.filename}. See to that, then give the same command again"
         print(raw if error.filename else error, file=sys.stderr)
@@ -60,6 +102,31 @@ def main(arguments: list[str] | None = None) -> int:
         print("Stopped.", file=sys.stderr)
         return 130
     return 2
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    """Sweep what is named, or what the options say."""
+    from lib import sweep  # a second, which `run` need not wait for
+
+    workers = execution.default_workers() if options.workers is None else options.workers
+    if workers < 1:
+        raise ValueError(f"--workers must be 1 or more, got {workers}.")
+    words = (options.grid, options.given, options.profile, options.name)
+    if all(word.isdecimal() for word in options.what):
+        asked = sweep.from_words(
+            options.what, options.grid, options.given, options.profile or "bundled", options.name
+        )
+    elif len(options.what) > 1 or any(words):
+        raise ValueError(
+            f"{' '.join(options.what)}: give numbers of notebooks, or the name of one sweep, whose "
+            "file in notebooks/sweeps says all that -g, -p, --profile and --name do."
+        )
+    else:
+        asked = sweep.read(options.what[0])
+    if options.dry_run:
+        sweep.dry_run(asked, workers, options.retry)
+        return 0
+    return sweep.run(asked, workers, options.cluster, options.timeout, options.retry)
 
 
 def _explain(options: argparse.Namespace) -> int:

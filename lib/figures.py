@@ -1,5 +1,6 @@
 """The pieces of figures that more than one notebook draws; most take axes and return them."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Normalize, hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from scipy.special import stdtrit
 
 from lib import paths
 
@@ -186,6 +188,111 @@ def training_curves(axes: Sequence[Axes], table: Any) -> Sequence[Axes]:
     axes[1].plot(table.epoch, table.val_accuracy, "--", color="C1")
     axes[1].set(xlabel="epoch", ylabel="accuracy", title="validation accuracy", ylim=(0, 1))
     return axes
+
+
+def interval(values: Any) -> tuple[float, float]:
+    """The mean of (N,) values and half of its 95 % interval, Student's t; NaN for a single one."""
+    values = np.asarray(values, float)
+    if len(values) < 2:
+        return float(values.mean()), math.nan
+    error = values.std(ddof=1) / math.sqrt(len(values))
+    return float(values.mean()), float(stdtrit(len(values) - 1, 0.975) * error)
+
+
+def _with_interval(mean: float, half: float) -> str:
+    if math.isnan(half):
+        return f"{mean:.4g}"
+    return f"{mean:.4g} (95 % interval {mean - half:.4g} to {mean + half:.4g})"
+
+
+def by_seed(ax: Axes, table: Any, seed: str, levels: dict[str, Any]) -> str:
+    """Draw values by seed, their mean and its interval; return in words what is shown.
+
+    Args:
+        ax: where.
+        table: a data frame, columns `seed` and "value", a row for each training.
+        seed: the column on the horizontal axis.
+        levels: lines to compare with, by label; each by the value of `seed`.
+    """
+    places = _axis(ax, table[seed])
+    ax.plot([places[value] for value in table[seed]], table["value"], "o")
+    mean, half = interval(table["value"])
+    ax.axhline(mean, label="mean")
+    if not math.isnan(half):
+        ax.axhspan(mean - half, mean + half, alpha=0.15, label="its 95 % interval")
+    _lines(ax, places, levels)
+    ax.legend()
+    ax.set(xlabel=seed)
+    values = ", ".join(f"{value:.4g}" for value in table["value"])
+    return f"by {seed}: {values}; mean {_with_interval(mean, half)}"
+
+
+def by_parameter(ax: Axes, table: Any, parameter: str, levels: dict[str, Any]) -> str:
+    """Draw values by a parameter, seeds as dots, and their means; return in words what is shown.
+
+    Args:
+        ax: where.
+        table: a data frame, columns `parameter` and "value", a row for each training.
+        parameter: the column on the horizontal axis; texts stand there in their order.
+        levels: lines to compare with, by label; each by the value of `parameter`.
+    """
+    places = _axis(ax, table[parameter])
+    seeds = [places[value] for value in table[parameter]]
+    ax.plot(seeds, table["value"], "_", color="0.2", zorder=3)
+    ax.margins(x=0.1)
+    shown = []
+    for value, place in places.items():
+        mean, half = interval(table.loc[table[parameter] == value, "value"])
+        bar = None if math.isnan(half) else half
+        ax.errorbar(place, mean, bar, fmt="o", capsize=4, color="C0")
+        shown.append(f"{value}: {_with_interval(mean, half)}")
+    _lines(ax, places, levels)
+    if levels:
+        ax.legend()
+    ax.set(xlabel=f"{parameter} (dashes: single seeds; bars: 95 % intervals of the means)")
+    return f"by {parameter}: {'; '.join(shown)}"
+
+
+def by_two_parameters(ax: Axes, table: Any, rows: str, columns: str) -> str:
+    """Draw means over seeds as a table of two parameters; return in words what is shown.
+
+    Args:
+        ax: where.
+        table: a data frame, columns `rows`, `columns` and "value", a row for each training.
+        rows: the column whose values are the rows.
+        columns: the one whose values are the columns.
+    """
+    means = table.groupby([rows, columns], sort=False)["value"].mean().unstack()
+    means = means.reindex(index=table[rows].unique(), columns=table[columns].unique())
+    values = means.to_numpy()
+    low, high = np.nanmin(values), np.nanmax(values)
+    labels = [["" if math.isnan(value) else f"{value:.4g}" for value in row] for row in values]
+    heat_table(ax, (values - low) / ((high - low) or 1), means.index, means.columns, labels)
+    ax.set(xlabel=f"{columns} (in the cells: means over seeds)", ylabel=rows)
+    shown = []
+    for row, of_row in means.iterrows():
+        shown += [f"{row} and {column}: {mean:.4g}" for column, mean in of_row.dropna().items()]
+    return f"by {rows} and {columns}: {'; '.join(shown)}"
+
+
+def _axis(ax: Axes, values: Any) -> dict[Any, float]:
+    """Ticks at the values of a parameter; where each stands, numbers to scale, texts in order."""
+    found = list(dict.fromkeys(values))
+    places = {value: place for place, value in enumerate(found)}
+    if values.dtype.kind in "iuf":
+        places = {value: value for value in sorted(found)}
+        if min(found) > 0 and max(found) >= 8 * min(found):
+            ax.set_xscale("log")
+            ax.minorticks_off()
+    ax.set_xticks(list(places.values()), [verbatim(str(value)) for value in places])
+    return places
+
+
+def _lines(ax: Axes, places: dict[Any, float], levels: dict[str, Any]) -> None:
+    for number, (label, level) in enumerate(levels.items()):
+        dashes = ("--", ":", "-.")[number % 3]
+        heights = [level[value] for value in places]
+        ax.plot(list(places.values()), heights, dashes, color="black", lw=1, label=label)
 
 
 class EyeSheet:

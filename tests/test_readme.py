@@ -60,6 +60,10 @@ def makes(words, tmp_path, monkeypatch, capsys):
 def prepares(words, tmp_path, monkeypatch, capsys):
     from papermill.cli import papermill
 
+    if words[1] == "--help-notebook":
+        done = CliRunner().invoke(papermill, ["--help-notebook", str(paths.ROOT / words[2])])
+        assert done.exit_code == 0 and "relu: str" in done.output
+        return
     source, output, *options = words[1:]
     options = [word.replace("notebooks/", f"{paths.NOTEBOOKS}/") for word in options]
     source, output = str(paths.ROOT / source), str(tmp_path / output)
