@@ -342,7 +342,8 @@ def work(
 ) -> None:
     """Run tasks as soon as those that they need have ended, as many at once as there are workers.
 
-    Of those that could begin, the one goes first on which most others wait. A task is not run where
+    Of those that could begin, the one goes first on which most others wait; one worker takes them
+    in their order. A task is not run where
     one that it needs was not run or failed; failing claims do not stop it, the numbers are there.
 
     Args:
@@ -361,7 +362,7 @@ def work(
     outcomes = {}
     running = {}
     waited_for = {key: sum(key in task.needs for task in tasks.values()) for key in tasks}
-    left = sorted(tasks, key=lambda key: -waited_for[key])
+    left = list(tasks) if workers == 1 else sorted(tasks, key=lambda key: -waited_for[key])
     try:
         while left or running:
             for key in list(left):

@@ -243,8 +243,8 @@ def _require_unambiguous(where: str, node: yaml.Node) -> None:
 def differences(used: dict[str, Any], base: dict[str, Any]) -> list[str]:
     """How parameters differ from those of their profile: `name=value` of each, sorted.
 
-    A product of another run says itself how that one differs: `phantom-128+eye=both` beside
-    `phantom-128` gives `eye=both`.
+    A product of another run says itself how that one differs: `phantom-128+eye=both` where the
+    profile has `phantom-128` gives `eye=both`.
 
     Args:
         used: a notebook's parameters by name.
@@ -252,12 +252,10 @@ def differences(used: dict[str, Any], base: dict[str, Any]) -> list[str]:
     """
     found = set()
     for name, value in used.items():
-        if name == "profile" or value == base[name]:
-            continue
-        of_another_run = f"{base[name]}+"
-        if name in PRODUCTS and value.startswith(of_another_run):
-            found |= set(value.removeprefix(of_another_run).split("+"))
-        else:
+        if name in PRODUCTS:
+            value, *brought = value.split("+")
+            found |= set(brought)
+        if name != "profile" and value != base[name]:
             found.add(f"{name}={_in_a_name(value)}")
     return sorted(found)
 
@@ -300,10 +298,8 @@ def product_name(parameter: str, used: dict[str, Any], base: dict[str, Any]) -> 
         used: the notebook's parameters.
         base: those of the profile.
     """
-    own = differences(used, base)
-    name = used[parameter]
-    if name.startswith(f"{base[parameter]}+"):  # the differences come along with it
-        name = base[parameter]
+    own = differences(used, base)  # among them those that the name brings along
+    name = used[parameter].split("+")[0]
     return _joined(name, [part for part in own if not part.startswith(f"{parameter}=")])
 
 

@@ -22,20 +22,44 @@ from lib import __main__, execution, notebook, paths
 def test_bundled_runs_every_notebook_as_it_is_and_a_profile_those_it_has_a_file_for(shelf):
     write("01_x"), write("02_x")
     profile("tiny", **{"02_x": "profile: tiny\nepochs: 1\n"})
-    assert execution.plan("bundled", [], []) == {
-        "01_x": {"profile": "bundled"},
-        "02_x": {"profile": "bundled"},
-    }
-    assert execution.plan("tiny", [], []) == {"02_x": {"profile": "tiny", "epochs": 1}}
-    assert list(execution.plan("bundled", ["02"], [])) == ["02_x"]
+    as_it_is = {"profile": "bundled"}
+    assert execution.plan("bundled", [], []) == ("bundled", {"01_x": as_it_is, "02_x": as_it_is})
+    tiny = {"profile": "tiny", "epochs": 1}
+    assert execution.plan("tiny", [], []) == ("tiny", {"02_x": tiny})
+    assert list(execution.plan("bundled", ["02"], [])[1]) == ["02_x"]
 
 
 def test_given_values_go_to_every_notebook_that_declares_the_name(shelf):
     write("01_x"), write("02_x"), write("03_x", declared='profile: str = "bundled"\nseed: int = 1')
     given = [("flips", "false"), ("rate", "2"), ("weights", "no"), ("seed", "5")]
-    chosen = execution.plan("bundled", [], given)
-    full = {"profile": "bundled", "flips": False, "rate": 2, "weights": "no", "seed": 5}
-    assert chosen == {"01_x": full, "02_x": full, "03_x": {"profile": "bundled", "seed": 5}}
+    name, chosen = execution.plan("bundled", [], given)
+    assert name == "bundled+flips=false+rate=2.0+seed=5+weights=no"
+    full = {"profile": name, "flips": False, "rate": 2, "weights": "no", "seed": 5}
+    assert chosen == {"01_x": full, "02_x": full, "03_x": {"profile": name, "seed": 5}}
+
+
+def test_what_one_notebook_makes_under_other_parameters_reaches_those_that_read_it(shelf):
+    write("03_x", declared=DATA_ONLY + '\nn: int = 9  # eyes\nprepared: str = "eyes"  # to make')
+    for number in (4, 5):
+        write(f"0{number}_x", declared=DECLARED)
+    name, chosen = execution.plan("bundled", [], [("n", "5")])
+    assert name == "bundled+n=5"
+    assert chosen == {
+        "03_x": {"profile": name, "n": 5},
+        "04_x": {"profile": name, "prepared": "eyes+n=5"},
+        "05_x": {"profile": name, "prepared": "eyes+n=5", "sequencer": "reader+n=5"},
+    }
+    name, chosen = execution.plan("bundled", [], [("epochs", "2"), ("prepared", "mine")])
+    assert name == "bundled+epochs=2+prepared=mine"
+    assert chosen["04_x"]["prepared"] == "mine+epochs=2"  # as 03 calls what it then makes
+    assert chosen["05_x"]["sequencer"] == "reader+epochs=2+prepared=mine"
+    # Notebook 4 alone reads what lies there, and 5 what that makes of it.
+    name, chosen = execution.plan("bundled", ["04", "05"], [("epochs", "2")])
+    assert chosen["04_x"] == {"profile": name, "epochs": 2}
+    assert chosen["05_x"]["sequencer"] == "reader+epochs=2" and "prepared" not in chosen["05_x"]
+    # Papermill alone, with what `run` gave, comes to the same folder.
+    used = execution.resolved("05_x", chosen["05_x"]) | {"profile": "bundled"}
+    assert notebook.run_name("05_x", used) == name == "bundled+epochs=2"
 
 
 @pytest.mark.parametrize(
@@ -90,7 +114,7 @@ def test_unknown_things_end_with_status_2_before_anything_is_run(shelf, capsys, 
 def test_a_number_on_the_command_line_is_the_one_that_papermill_reads(shelf, text):
     write("01_x")
     for name in ("epochs", "rate"):
-        found = execution.plan("bundled", [], [(name, text)])["01_x"][name]
+        found = execution.plan("bundled", [], [(name, text)])[1]["01_x"][name]
         assert found == _resolve_type(text) == int(text)
 
 
@@ -109,7 +133,7 @@ def test_a_number_on_the_command_line_is_the_one_that_papermill_reads(shelf, tex
 )
 def test_a_value_on_the_command_line_is_of_its_declared_type(shelf, name, text, value):
     write("01_x")
-    found = execution.plan("bundled", [], [(name, text)])["01_x"][name]
+    found = execution.plan("bundled", [], [(name, text)])[1]["01_x"][name]
     assert found == value and type(found) is type(value)
 
 
@@ -119,9 +143,9 @@ def test_a_profile_holds_numbers_booleans_and_texts_as_python_writes_them(shelf)
     profile("tiny", **{"01_x": "\ufeff" + text})
     expected = VALUES | {"profile": "tiny", "epochs": 10, "rate": 0.001, "flips": False}
     expected |= {"weights": "010", "seed": 0}
-    assert execution.plan("tiny", [], []) == {"01_x": expected}
+    assert execution.plan("tiny", [], []) == ("tiny", {"01_x": expected})
     profile("whole", **{"01_x": "rate: -2\n"})
-    assert execution.plan("whole", [], []) == {"01_x": {"profile": "whole", "rate": -2}}
+    assert execution.plan("whole", [], [])[1] == {"01_x": {"profile": "whole", "rate": -2}}
 
 
 @pytest.mark.parametrize(
@@ -141,7 +165,7 @@ def test_a_profile_holds_numbers_booleans_and_texts_as_python_writes_them(shelf)
         ("rate: 1e-3", "1.0e-3, not 1e-3"),
         ("weights: 2024-13-45", "month must be in 1..12"),
         ("weights:", "weights must be str, got None"),
-        ("", "lines `name: value` are needed, at least `profile: odd`"),
+        ("", "lines `name: value` are needed"),
         ("# epochs: 3", "lines `name: value` are needed"),
         ("- epochs: 3", "lines `name: value` are needed"),
         ("epochs", "lines `name: value` are needed"),
@@ -191,21 +215,27 @@ def executed(shelf, monkeypatch):
         write(f"0{number}_x", declared=DECLARED if number in (4, 5, 6) else DATA_ONLY)
     failing, stopping = set(), set()
 
-    def execute(name, parameters, timeout):
+    def execute(source, output, parameters, timeout, environment):
+        name = source.stem
         if name[:2] in stopping:
             raise KeyboardInterrupt
-        used = {known: value for known, (_, value) in notebook.declared(name).items()} | parameters
-        run = notebook.begin(name, used)
+        run = notebook.begin(name, execution.resolved(name, parameters))
+        assert output.parent == notebook.run_folder(run.name)
         if name[:2] in failing:
-            return f"{name} failed"
+            return execution.Outcome("failed", f"{name} failed")
         run.finish({"of": name}, data="d", weights="w")
-        return None
+        return execution.Outcome("ok", "", record(name, run.name))
 
     monkeypatch.setattr(execution, "execute", execute)
     monkeypatch.setattr(paths, "PREPARED", shelf / "prepared")
     monkeypatch.setattr(paths, "SEQUENCERS", shelf / "sequencers")
     execute.failing, execute.stopping = failing, stopping
     return execute
+
+
+def start(*arguments):
+    """Run the notebooks in this very process, where the stand-in is."""
+    return __main__.main(["run", "--workers", "1", *arguments])
 
 
 DATA_ONLY = 'profile: str = "bundled"  # name\nseed: int = 7  # seed\nepochs: int = 3  # passes'
@@ -224,41 +254,41 @@ def counted(**parameters):
 
 
 def test_what_a_run_was_to_do_and_did_not_is_not_judged_by_its_old_numbers(executed, capsys):
-    assert __main__.main(["run"]) == 0
+    assert start() == 0
     assert counted() == ({"02", "03", "04", "05", "06"}, {})
     executed.failing.add("03")
-    assert __main__.main(["run"]) == 1
+    assert start() == 1
     again = "03 was begun again and has not ended well"
     assert counted() == ({"02"}, dict.fromkeys(("03", "04", "05", "06"), again))
     earlier = paths.BUILD / "bundled" / "earlier" / "metrics"
     assert json.loads((earlier / "06_x.json").read_text())["numbers"] == {"of": "06_x"}
     executed.failing.clear()
-    assert __main__.main(["run", "--only", "03", "04", "05", "06"]) == 0
+    assert start("--only", "03", "04", "05", "06") == 0
     assert counted() == ({"02", "03", "04", "05", "06"}, {})
 
 
 def test_numbers_that_rest_on_a_notebook_which_failed_later_are_not_judged(executed):
-    assert __main__.main(["run"]) == 0
+    assert start() == 0
     executed.failing.add("04")
-    assert __main__.main(["run", "--only", "04"]) == 1
+    assert start("--only", "04") == 1
     assert counted()[0] == {"02", "03"}
 
 
 def test_after_a_stopped_run_only_what_had_ended_is_judged(executed, capsys):
-    assert __main__.main(["run"]) == 0
+    assert start() == 0
     page = paths.BUILD / "bundled" / "04_x.html"
     page.write_text("of the earlier run")
     executed.stopping.add("04")
-    assert __main__.main(["run"]) == 130
+    assert start() == 130
     assert counted()[0] == {"02", "03"} and not page.exists()
     assert (paths.BUILD / "bundled" / "earlier" / "04_x.html").read_text() == "of the earlier run"
     executed.stopping.clear()
-    assert __main__.main(["run", "--only", "04", "05", "06"]) == 0
+    assert start("--only", "04", "05", "06") == 0
     assert counted() == ({"02", "03", "04", "05", "06"}, {})
 
 
 def test_a_notebook_that_fails_in_jupyterlab_leaves_no_numbers_of_an_earlier_run(executed):
-    assert __main__.main(["run"]) == 0
+    assert start() == 0
     notebook.begin("02_x", {"profile": "bundled", "seed": 7, "epochs": 3})
     assert counted()[0] == {"03", "04", "05", "06"}
 
@@ -271,12 +301,11 @@ def rewritten(name, **changed):
 def test_numbers_of_another_commit_version_seed_or_parameter_carry_a_flag(executed, monkeypatch):
     monkeypatch.setattr(execution, "commit", lambda: "b" * 40)
     monkeypatch.setattr(notebook, "commit", lambda: "b" * 40)
-    profile("bundled", **{"02_x": "epochs: 9\n"})  # is read neither for the run nor here
-    assert __main__.main(["run"]) == 0
+    assert start() == 0
     rewritten("02_x", commit="a" * 40 + "-dirty")
     rewritten("03_x", versions=notebook.versions() | {"companion": "0.0.9", "torch": "1.0"})
     rewritten("04_x", seed=8)
-    assert __main__.main(["run", "--only", "05", "-p", "epochs", "1"]) == 0
+    profile("bundled", **{"05_x": "epochs: 9\n"})  # edited since
     version = notebook.versions()
     assert counted() == (
         {"02", "03", "04", "05", "06"},
@@ -285,10 +314,10 @@ def test_numbers_of_another_commit_version_seed_or_parameter_carry_a_flag(execut
             "03": f"companion 0.0.9, here {version['companion']}; "
             f"torch 1.0, here {version['torch']}",
             "04": "seed 8, here 7",
-            "05": "epochs 1, in the profile 3",
+            "05": "epochs=3, other than in the profile",
         },
     )
-    assert set(counted(seed=8)[1]) == {"02", "03", "05", "06"}
+    assert counted(seed=8)[0] == set()  # that is another run, of which nothing is there
 
 
 def test_numbers_made_from_data_or_weights_that_changed_since_are_not_judged(executed, shelf):
@@ -297,7 +326,7 @@ def test_numbers_made_from_data_or_weights_that_changed_since_are_not_judged(exe
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("{}")
     (reader / "weights.safetensors").write_bytes(b"one")
-    assert __main__.main(["run"]) == 0
+    assert start() == 0
     (reader / "weights.safetensors").write_bytes(b"two")
     changed = "sequencer reader changed since: run the notebook again"
     assert counted() == ({"02", "03"}, dict.fromkeys(("04", "05", "06"), changed))
@@ -319,7 +348,7 @@ def test_a_profile_need_not_repeat_its_name_and_homes_are_compared_as_they_are_s
     for name in ("dataset.json", "manifest.csv"):
         (shelf / "prepared" / name).write_text("{}")
     profile("tiny", **{"02_x": "epochs: 1", "04_x": f"prepared: {shelf / 'prepared'}"})
-    assert __main__.main(["run", "--profile", "tiny"]) == 0
+    assert start("--profile", "tiny") == 0
     assert record("04_x", "tiny")["parameters"]["prepared"] == "~/prepared"
     said = {f"0{number}": "not run" for number in (3, 5, 6)}
     assert counted(profile="tiny") == ({"02", "04"}, said)
@@ -327,7 +356,7 @@ def test_a_profile_need_not_repeat_its_name_and_homes_are_compared_as_they_are_s
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "5", "{", '{"numbers": 1}'])
 def test_a_damaged_record_is_named_and_not_judged(executed, text):
-    assert __main__.main(["run"]) == 0
+    assert start() == 0
     (paths.BUILD / "bundled" / "metrics" / "02_x.json").write_text(text)
     damaged = {"02": "02_x.json is damaged: run the notebook again"}
     assert counted() == ({"03", "04", "05", "06"}, damaged)
@@ -335,13 +364,13 @@ def test_a_damaged_record_is_named_and_not_judged(executed, text):
 
 def test_of_two_runs_of_one_profile_the_second_is_told_who_holds_it(executed, capsys):
     profile("tiny", **{"02_x": "epochs: 1\n"})
-    assert __main__.main(["run"]) == 0
+    assert start() == 0
     with paths.alone(paths.BUILD / "bundled", "writing"):
-        assert __main__.main(["run"]) == 2
+        assert start() == 2
         said = capsys.readouterr().err
         assert f"Another run is writing {paths.BUILD / 'bundled'} (process {os.getpid()}" in said
         assert counted()[0] == {"02", "03", "04", "05", "06"}
-        assert __main__.main(["run", "--profile", "tiny"]) == 0
+        assert start("--profile", "tiny") == 0
 
 
 @pytest.mark.parametrize("variable", ["BUILD", "DATA"])
@@ -457,17 +486,18 @@ def test_plain_papermill_with_an_unknown_parameter_fails_with_the_name_that_was_
 
 
 @pytest.mark.slow
-def test_ctrl_c_stops_the_kernel_says_how_to_go_on_and_exits_with_130(shelf):
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_ctrl_c_stops_the_kernel_says_how_to_go_on_and_exits_with_130(shelf, workers):
     write("01_x")
     write(
         "02_x",
         "import os, time",
         f"Path({str(shelf / 'pid')!r}).write_text(str(os.getpid()))\ntime.sleep(120)",
     )
-    write("03_x")
     program = (
         "import sys; from pathlib import Path; from lib import __main__, paths; "
-        f"paths.NOTEBOOKS = Path({str(paths.NOTEBOOKS)!r}); sys.exit(__main__.main(['run']))"
+        f"paths.NOTEBOOKS = Path({str(paths.NOTEBOOKS)!r}); "
+        f"sys.exit(__main__.main(['run', '--workers', '{workers}']))"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", program],
@@ -478,16 +508,18 @@ def test_ctrl_c_stops_the_kernel_says_how_to_go_on_and_exits_with_130(shelf):
         # What a shell starts in the background ignores Ctrl-C, and so would its children.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
-    while process.poll() is None and not ((shelf / "pid").exists() and (shelf / "pid").read_text()):
+    pid, first_page = shelf / "pid", paths.BUILD / "bundled" / "01_x.html"
+    while process.poll() is None and not (pid.exists() and pid.read_text() and first_page.exists()):
         time.sleep(0.2)
+    time.sleep(1)  # until the first notebook's end has been told
     process.send_signal(signal.SIGINT)
     said, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "Stopped in 02_x" in said and "--only 02 03" in said
+    assert "Stopped in 02_x" in said and "--only 02\n" in said
     # The kernel may have last words, the command must not.
     assert "execution.py" not in errors, errors
     assert "\r" not in errors
     assert record("01_x")["numbers"] == {"epochs": 3}
     assert not (paths.BUILD / "bundled" / "metrics" / "02_x.json").exists()
     with pytest.raises(ProcessLookupError):
-        os.kill(int((shelf / "pid").read_text()), 0)
+        os.kill(int(pid.read_text()), 0)

@@ -34,6 +34,7 @@ def write(name, *cells, declared=DECLARED, numbers='{"epochs": epochs}'):
     """A notebook in the usual form, `cells` before `run.finish`; numbers=None for neither end."""
     imports = "from pathlib import Path\nfrom lib import notebook, paths"
     folder = f"paths.NOTEBOOKS = Path({str(paths.NOTEBOOKS)!r})"
+    folder += "\npaths.PROFILES = paths.NOTEBOOKS / 'profiles'"
     begin = f"{imports}\n{folder}\nrun = notebook.begin({name!r}, globals())"
     finish = f'run.finish({numbers}, data="none", weights="none")'
     sources = [declared, begin, *cells, finish] if numbers else [declared, *cells]
@@ -62,7 +63,7 @@ def test_begin_returns_the_parameters_as_used_and_says_what_is_used(shelf, capsy
     run = notebook.begin("n02_x", VALUES | {"rate": 1, "other": object()})
     assert run.parameters == VALUES | {"rate": 1}
     said = capsys.readouterr().out
-    assert "n02_x, profile bundled, seed 7, on cpu" in said or "on cuda" in said
+    assert "n02_x, run bundled+rate=1, seed 7, on c" in said
     assert f"torch {torch.__version__.split('+')[0]}" in said and f"numpy {np.__version__}" in said
 
 
@@ -201,9 +202,126 @@ def test_what_is_saved_names_the_home_folder_by_a_tilde(shelf, monkeypatch, caps
     run.skip("photographs", "no file '/home/j\u00fcrgen/eyes/a'")
     assert "SKIPPED: photographs: no file '~/eyes/a'" in capsys.readouterr().out
     run.finish({"a": "/home/j\u00fcrgens/b"}, data="of /home/j\u00fcrgen/eyes", weights="w")
-    found = record("n02_x")
+    found = record("n02_x", run.name)
     assert found["parameters"]["weights"] == "~/w.pt" and found["data"] == "of ~/eyes"
     assert found["numbers"] == {"a": "/home/j\u00fcrgens/b"}
+
+
+def test_two_parameters_two_folders_and_the_bundled_numbers_stay_byte_for_byte(shelf):
+    write("02_x")
+    notebook.begin("02_x", VALUES).finish({"a": 1}, data="d", weights="w")
+    before = (paths.BUILD / "bundled" / "metrics" / "02_x.json").read_bytes()
+    run = notebook.begin("02_x", VALUES | {"epochs": 1, "flips": False})
+    run.figure(plt.figure(), "any")
+    run.finish({"a": 2}, data="d", weights="w")
+    assert run.name == "bundled+epochs=1+flips=false" == record("02_x", run.name)["run"]
+    assert (paths.BUILD / "bundled" / "metrics" / "02_x.json").read_bytes() == before
+    assert sorted(path.name for path in (paths.BUILD / "bundled").iterdir()) == ["metrics"]
+    assert record("02_x", run.name)["numbers"] == {"a": 2}
+
+
+def test_a_default_that_is_edited_in_jupyterlab_is_another_run(shelf):
+    (paths.PROFILES / "bundled").mkdir()
+    (paths.PROFILES / "bundled" / "02_x.yaml").write_text("epochs: 3\n")
+    write("02_x", declared=DECLARED.replace("epochs: int = 3", "epochs: int = 4"))
+    assert notebook.begin("02_x", VALUES | {"epochs": 4}).name == "bundled+epochs=4"
+    assert notebook.begin("02_x", VALUES).name == "bundled"
+
+
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [
+        ({"profile": "bundled+n=5"}, "bundled+n=5"),  # brought along from another notebook
+        ({"profile": "bundled+n=5", "seed": 1}, "bundled+n=5+seed=1"),
+        ({"rate": 0.25, "epochs": -1}, "bundled+epochs=-1+rate=0.25"),
+    ],
+)
+def test_a_run_is_named_by_its_parameters(shelf, changed, name):
+    write("02_x")
+    assert notebook.run_name("02_x", VALUES | changed) == name
+
+
+@pytest.mark.parametrize("text", ["/a b/c.pt", "W.pt", "a+b", "ümlaut", "", "x" * 300])
+def test_a_value_that_no_folder_can_be_named_by_is_shortened_to_a_hash(shelf, text):
+    write("02_x")
+    names = {notebook.run_name("02_x", VALUES | {"weights": text + end}) for end in ("", "1")}
+    assert len(names) == 2  # two values, two folders
+    for name in names:
+        assert name.startswith("bundled+weights=") and len(name) < 60
+        assert name == name.lower() and "/" not in name and name.count("+") == 1
+
+
+def test_a_long_name_keeps_its_beginning_and_a_hash_of_the_whole(shelf):
+    many = "\n".join(f"parameter_{i}: int = 0  # of many" for i in range(30))
+    write("02_x", declared=f'{many}\nprofile: str = "bundled"  # run\nseed: int = 0  # seed')
+    used = {f"parameter_{i}": 1 for i in range(30)} | {"profile": "bundled", "seed": 0}
+    name = notebook.run_name("02_x", used)
+    assert len(name) <= 100 and name.startswith("bundled+parameter_0=1+parameter_10=1+")
+    assert name != notebook.run_name("02_x", used | {"parameter_29": 2})
+
+
+def test_what_is_trained_is_named_by_what_it_depends_on(shelf, monkeypatch):
+    monkeypatch.setattr(paths, "SEQUENCERS", shelf / "sequencers")
+    write("02_x")
+    run = notebook.begin("02_x", VALUES | {"epochs": 1, "rate": 0.5})
+    assert run.trained("digits", ["epochs", "seed"]).name == "digits-bundled+epochs=1"
+    assert run.trained("digits", ["seed"]).name == "digits-bundled"
+
+
+# Claims
+
+
+def test_a_failing_claim_leaves_its_numbers_and_is_named_with_value_and_bound(shelf, capsys):
+    write("02_x")
+    run = notebook.begin("02_x", VALUES)
+    run.check("most are right", np.float64(0.75), ">=", 0.9)
+    run.check("all are seen", True, "==", True)
+    run.check("few are lost", 7, "<", np.int64(3))
+    run.check("no error", float("nan"), "<=", 1.0)
+    with pytest.raises(notebook.ClaimsFailed) as failure:
+        run.finish({"share": 0.75}, data="d", weights="w")
+    assert str(failure.value).splitlines() == [
+        "3 of 4 claims of 02_x failed, its numbers are recorded:",
+        "most are right: 0.75, bound >= 0.9",
+        "few are lost: 7, bound < 3",
+        "no error: nan, bound <= 1.0",
+    ]
+    found = record("02_x")
+    assert found["numbers"] == {"share": 0.75}
+    assert [claim["held"] for claim in found["claims"]] == [False, True, False, False]
+    assert [claim["value"] for claim in found["claims"]] == [0.75, True, 7, "nan"]
+    said = capsys.readouterr().out
+    assert "FAILS: most are right: 0.75, bound >= 0.9" in said and "holds: all are seen" in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "asserted"),
+    [
+        ({}, True),
+        ({"epochs": 3, "weights": "none", "flips": True}, True),
+        ({"epochs": range(3, 9)}, True),
+        ({"weights": ("none", "some")}, True),
+        ({"profile": "bundled"}, True),  # whatever else differs
+        ({"epochs": range(4, 9)}, False),
+        ({"weights": "non"}, False),
+        ({"epochs": 3, "profile": "smoke"}, False),
+    ],
+)
+def test_a_claim_is_asserted_for_its_settings_and_reported_elsewhere(
+    shelf, capsys, settings, asserted
+):
+    write("02_x")
+    run = notebook.begin("02_x", VALUES | {"seed": 8})
+    run.check("wrong", 0, ">", 1, **settings)
+    assert run.claims[0]["asserted"] == asserted and not run.claims[0]["held"]
+    if asserted:
+        with pytest.raises(notebook.ClaimsFailed):
+            run.finish({"a": 1}, data="d", weights="w")
+    else:
+        run.finish({"a": 1}, data="d", weights="w")
+        assert "does not hold: wrong: 0, bound > 1; claimed only for" in capsys.readouterr().out
+    with pytest.raises(KeyError):
+        run.check("of nothing", 1, ">", 0, epoch=3)
 
 
 def test_figure_is_saved_as_png_at_150_dpi_and_as_pdf(shelf):
