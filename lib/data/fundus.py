@@ -11,6 +11,8 @@
                         the manifest
     dataset.json        the request, the counts, the training split's channel means and deviations,
                         versions
+
+Of several collections, the names of images and patients begin with their source: utem_Patient001_L.
 """
 
 import errno
@@ -18,6 +20,7 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Sequence
 from concurrent.futures import BrokenExecutor, Executor, ThreadPoolExecutor, as_completed
 from contextlib import nullcontext
 from importlib.metadata import version
@@ -37,8 +40,10 @@ from lib.data.files import content_hashes
 from lib.data.manifest import (
     EYE_CHOICES,
     MADE_BY,
+    OFF_SCALE,
     draw_split,
     fingerprint,
+    has_own_split,
     read_labels,
     reject_duplicates,
 )
@@ -53,7 +58,7 @@ IN_MEMORY = 2 << 30  # bytes of a split up to which it is read at once
 
 
 def prepare(
-    raw: str | Path,
+    raw: str | Path | Sequence[str | Path],
     out: str | Path,
     size: int,
     eye: str = "right",
@@ -64,7 +69,7 @@ def prepare(
     file_format: str = "webp",
     executor: Executor | None = None,
 ) -> Path:
-    """Crop, resize and split the photographs of `raw` into the data set `out`.
+    """Crop, resize and split the photographs of one collection, or several, into a data set.
 
     The result does not depend on the number of workers. A run that was interrupted, whatever the
     moment, goes on where it was and gives the same bytes; what has changed since is prepared anew.
@@ -73,7 +78,8 @@ def prepare(
     rejects.csv; a file that cannot be read, though it may be good, ends the run.
 
     Args:
-        raw: a collection, see `lib.data.manifest.read_labels`.
+        raw: a collection, see `lib.data.manifest.read_labels`; or several, in any order, each with
+            a split of its own, which it keeps.
         out: folder of the data set.
         size: side of a prepared photograph in pixels, 16 to 2048.
         eye: "right" (as CLEAR-DR), "left" or "both".
@@ -111,10 +117,10 @@ def prepare(
         if value not in known:
             raise ValueError(f"{name} is {value!r}; choose one of {', '.join(known)}.")
 
-    raw, out = Path(raw), Path(out).absolute()
+    collections, out = _by_name(raw), Path(out).absolute()
     request = {
-        "source": raw.name,
-        "fingerprint": fingerprint(raw),
+        "source": "+".join(collections),
+        "fingerprint": _fingerprint(collections),
         "size": size,
         "eye": eye,
         "test_share": test_share,
@@ -129,18 +135,19 @@ def prepare(
     with paths.alone(out, "preparing"):
         if _holds(out, request):  # another run has made it since
             return out
-        table, rejects = read_labels(raw, eye)
+        table, rejects = _read_collections(collections, eye)
         settings = {name: value for name, value in request.items() if name != "fingerprint"}
         digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
         unfinished = out.with_name(f"{out.name}.{digest}.partial")
-        records = _prepare_photographs(table, raw, unfinished, request, executor)
+        records = _prepare_photographs(table, collections, unfinished, request, executor)
         read = {image: record for image, record in records.items() if "sha256" in record}
-        if fingerprint(raw) != request["fingerprint"] or _stale(table, raw, read):
+        changed = _fingerprint(collections) != request["fingerprint"]
+        if changed or _stale(table, collections, read):
             raise RuntimeError(
-                f"{raw} changed while it was being prepared: wait until nothing writes there, then "
-                "run again. What has not changed is not prepared anew."
+                f"{_folders(collections)} changed while it was being prepared: wait until nothing "
+                "writes there, then run again. What has not changed is not prepared anew."
             )
-        _finish(unfinished, table, records, rejects, request)
+        _finish(unfinished, list(collections), table, records, rejects, request)
         if out.exists():
             kept = paths.aside(out)
             print(f"{out.name} held a data set of another request, kept as {kept.name}")
@@ -159,29 +166,101 @@ def _holds(out: Path, request: dict) -> bool:
     return request.items() <= _about(out).items()
 
 
+def _by_name(raw: str | Path | Sequence[str | Path]) -> dict[str, Path]:
+    """The collections by their names, in order; ValueError where two have one name."""
+    folders = [raw] if isinstance(raw, str | Path) else raw
+    named = {Path(folder).name: Path(folder) for folder in folders}
+    collections = dict(sorted(named.items()))
+    if not collections:
+        raise ValueError("raw names no collection: give one, or a list of several.")
+    if len({_prefix(name).casefold() for name in collections}) < len(folders):
+        names = ", ".join(str(folder) for folder in folders)
+        raise ValueError(
+            f"of {names} two have one name: name their folders apart, by more than _ or -, since "
+            "the photographs of several collections are named after theirs."
+        )
+    return collections
+
+
+def _prefix(source: str) -> str:
+    """What the names of a collection's images and patients begin with: up to the first _."""
+    return source.replace("_", "-") + "_"
+
+
+def _folders(collections: dict[str, Path]) -> str:
+    return " or ".join(map(str, collections.values()))
+
+
+def _fingerprint(collections: dict[str, Path]) -> str:
+    """The hash of what is in the collections."""
+    prints = {source: fingerprint(raw) for source, raw in collections.items()}
+    if len(prints) == 1:
+        return prints.popitem()[1]
+    return hashlib.sha256(json.dumps(prints).encode()).hexdigest()
+
+
+def _read_collections(
+    collections: dict[str, Path], eye: str
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """The tables of `read_labels`, one below the other, with the columns source and mask_file.
+
+    Of several collections each must have a split of its own, and grades of 0 to 4 alone.
+    """
+    tables = []
+    rejects = {}
+    for source, raw in collections.items():
+        table, left_out = read_labels(raw, eye)
+        table["source"] = source
+        table["mask_file"] = [_mask_of(raw, image) for image in table["image"]]
+        if len(collections) > 1:
+            for image, reason in left_out.items():
+                if reason.startswith(OFF_SCALE) and reason != f"{OFF_SCALE}''":
+                    raise ValueError(
+                        f"{source} has other grades than the collections it is to be joined with: "
+                        f"of {image}, {reason}. Bring the column level of {raw} to 0 to 4 (ICDR), "
+                        f"or prepare {source} alone."
+                    )
+            if len(table) and not has_own_split(table):
+                raise ValueError(
+                    f"{source} has no split of its own, so it cannot be joined with others: add a "
+                    f"column split (train, val, test) to the label table of {raw}, the same for "
+                    f"all photographs of a patient, or prepare {source} alone."
+                )
+            table[["image", "patient"]] = _prefix(source) + table[["image", "patient"]]
+            left_out = {_prefix(source) + image: reason for image, reason in left_out.items()}
+        tables.append(table)
+        rejects |= left_out
+    return pd.concat(tables, ignore_index=True), rejects
+
+
 def _mask_of(raw: Path, image: str) -> Path | None:
     """The mask file of a photograph of the collection `raw`, if there is one."""
     mask = raw / "masks" / f"{image}.png"
     return mask if os.path.lexists(mask) else None
 
 
-def _stale(table: pd.DataFrame, raw: Path, records: dict[str, dict]) -> set[str]:
+def _stale(table: pd.DataFrame, collections: dict[str, Path], records: dict[str, dict]) -> set[str]:
     """The names whose records are not of the photographs and masks that are there now."""
-    files = {}
-    for row in table.itertuples():
-        if "sha256" in records.get(row.image, ()):
-            files[row.image] = row.path, _mask_of(raw, row.image)
-    hashes = content_hashes(raw, [file for pair in files.values() for file in pair if file])
-    stale = set(records) - set(files)
-    for image, (path, mask) in files.items():
-        record = records[image]
-        if (hashes[path], hashes.get(mask)) != (record["sha256"], record.get("mask")):
-            stale.add(image)
+    read = [image for image, record in records.items() if "sha256" in record]
+    known = table[table["image"].isin(read)]
+    hashes = {}
+    for source, raw in collections.items():
+        rows = known[known["source"] == source]
+        hashes |= content_hashes(raw, [*rows["path"], *filter(None, rows["mask_file"])])
+    stale = set(records) - set(known["image"])
+    for row in known.itertuples():
+        record = records[row.image]
+        if (hashes[row.path], hashes.get(row.mask_file)) != (record["sha256"], record.get("mask")):
+            stale.add(row.image)
     return stale
 
 
 def _prepare_photographs(
-    table: pd.DataFrame, raw: Path, unfinished: Path, request: dict, executor: Executor | None
+    table: pd.DataFrame,
+    collections: dict[str, Path],
+    unfinished: Path,
+    request: dict,
+    executor: Executor | None,
 ) -> dict[str, dict]:
     """Prepare every photograph of the table that an interrupted run has not: {image: record}.
 
@@ -196,7 +275,7 @@ def _prepare_photographs(
         file = unfinished / "images" / f"{image}.{request['format']}"
         if "reason" in record or file.exists():
             records[image] = record
-    for image in _stale(table, raw, records):
+    for image in _stale(table, collections, records):
         del records[image]
     left = table[~table["image"].isin(records)]
 
@@ -205,7 +284,7 @@ def _prepare_photographs(
     with nullcontext(executor) if executor else _default_pool(len(left)) as pool:
         try:
             for row in left.itertuples():
-                job = (row.image, row.path, _mask_of(raw, row.image), unfinished, *how)
+                job = (row.image, row.path, row.mask_file, unfinished, *how)
                 futures.append(pool.submit(retina.prepare_photograph, *job))
             done = as_completed(futures)
             for future in tqdm(done, "preparing", len(futures), disable=None, unit="photo"):
@@ -219,10 +298,11 @@ def _prepare_photographs(
                     f"The disk of {unfinished} is full. Free some space and run again: it goes on "
                     "where it was",
                 ) from error
+            places = _folders(collections)
             failure = OSError(
-                f"{error.filename or raw}: {error.strerror or error}. No photograph is rejected "
+                f"{error.filename or places}: {error.strerror or error}. No photograph is rejected "
                 "for that. Run again when the disk or the network answers: it goes on where it "
-                f"was; what stays unreadable, take out of {raw}."
+                f"was; what stays unreadable, take out of {places}."
             )
             failure.errno = error.errno
             raise failure from error
@@ -244,7 +324,12 @@ def _default_pool(photographs: int) -> Executor:
 
 
 def _finish(
-    unfinished: Path, table: pd.DataFrame, records: dict, rejects: dict, request: dict
+    unfinished: Path,
+    sources: Sequence[str],
+    table: pd.DataFrame,
+    records: dict,
+    rejects: dict,
+    request: dict,
 ) -> None:
     """Write manifest.csv, rejects.csv and dataset.json; remove what is not of the data set."""
     rows = [records[image] for image in table["image"]]
@@ -253,17 +338,21 @@ def _finish(
     rejects = rejects | dict(zip(manifest["image"][bad], manifest["reason"][bad], strict=True))
     manifest, duplicates = reject_duplicates(manifest[~bad])
     rejects |= duplicates
-    if manifest.empty:
-        nobody = ("", f"there is none of the {request['eye']} eye")
-        image, reason = min(rejects.items(), default=nobody)
-        raise ValueError(
-            f"Nothing of {request['source']} can be prepared: {image} {reason}. Check photographs "
-            "and labels."
-        )
-
-    manifest["split"] = draw_split(manifest, request["test_share"], request["seed"])
+    splits = []
+    for source in sources:
+        rows = manifest[manifest["source"] == source]
+        if rows.empty:
+            begins = _prefix(source) if len(sources) > 1 else ""
+            of_it = [name for name in rejects if name.startswith(begins)]
+            image = min(of_it, default="")
+            reason = rejects.get(image, f"there is none of the {request['eye']} eye")
+            raise ValueError(
+                f"Nothing of {source} can be prepared: {image} {reason}. Check photographs and "
+                "labels."
+            )
+        splits.append(draw_split(rows, request["test_share"], request["seed"]))
+    manifest["split"] = pd.concat(splits)
     manifest[_BOX] = manifest["box"].tolist()
-    manifest["source"] = request["source"]
     manifest = manifest.astype({"width": int, "height": int})
     text = manifest[_COLUMNS].to_csv(index=False).encode()
     (unfinished / "manifest.csv").write_bytes(text)
@@ -284,6 +373,11 @@ def _finish(
         "versions": {name: version(name) for name in ("pillow", "numpy", "scipy")},
         "manifest": hashlib.sha256(text).hexdigest(),
     }
+    if len(sources) > 1:
+        about["counts_by_source"] = {}
+        for source, rows in manifest.groupby("source"):
+            counts = pd.crosstab(rows["split"], rows["grade"])
+            about["counts_by_source"][source] = json.loads(counts.to_json(orient="index"))
     (unfinished / "dataset.json").write_text(json.dumps(about, indent=1) + "\n", encoding="utf-8")
 
     belongs = {f"images/{image}.{request['format']}" for image in manifest["image"]}

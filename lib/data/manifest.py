@@ -28,6 +28,7 @@ _FURTHER = ["level", "patient", "eye", "split", "file"]  # what a label table ma
 LONGEST_NAME = 240  # bytes: files are named after a photograph, with an ending
 MADE_BY = "notebooks/03_dr_dataset.ipynb"
 
+OFF_SCALE = "level is not 0 to 4: "  # begins the reason for which such a level is rejected
 _LEVEL = r"^(-1|[0-4])(?:[.,]0*)?$"  # 2, and what spreadsheets make of it
 _NO_PATIENT = "neither its name nor a column patient says whose eye it shows"
 _EYES = {"left": "left", "l": "left", "os": "left", "right": "right", "r": "right", "od": "right"}
@@ -122,15 +123,15 @@ def read_labels(raw: Path, eye: str) -> tuple[pd.DataFrame, dict[str, str]]:
     agree = (said == "") | (named["eye"] == "") | (said == named["eye"])
     table["eye"] = said.mask(said == "", named["eye"])
     table["patient"] = _name_patients(named["patient"], table["patient"])
-    if _has_own_split(table):
+    if has_own_split(table):
         table["patient"] = table["patient"].mask(table["patient"] == "", table["image"])
     table["grade"] = pd.to_numeric(table["level"].str.extract(_LEVEL)[0])
     if eye != "both" and len(table) and (table["eye"] == "").all():
         raise ValueError(
             f"Neither the names in {raw}, such as {table['image'][0]}, nor a column eye say which "
-            f"eye a photograph shows, so the {eye} ones are unknown: add a column eye (left or "
-            "right) to the label table. Names that say it end, or begin, with left, right, OD, OS, "
-            "L or R, as 10_left."
+            f"eye a photograph shows, so the {eye} ones are unknown: add the columns eye (left or "
+            "right) and patient to the label table. Names that say so end, or begin, with left, "
+            "right, OD, OS, L or R, as 10_left."
         )
 
     ungraded = (table["split"] == HELD_OUT) & (table["grade"] == -1)
@@ -139,7 +140,7 @@ def read_labels(raw: Path, eye: str) -> tuple[pd.DataFrame, dict[str, str]]:
         "no label": table["found"] == "left_only",
         "no photograph": table["found"] == "right_only",
         "labelled, or there, more than once": table["image"].duplicated(keep=False),
-        "level is not 0 to 4: {level!r}": ~table["grade"].isin(range(5)) & ~ungraded,
+        f"{OFF_SCALE}{{level!r}}": ~table["grade"].isin(range(5)) & ~ungraded,
         f"split is not one of {splits}: {{split!r}}": ~table["split"].isin(["", *SPLITS, HELD_OUT]),
         "eye is neither left nor right": ~is_eye,
         "its name says another eye than the column eye, {eye}": ~agree,
@@ -159,8 +160,8 @@ def read_labels(raw: Path, eye: str) -> tuple[pd.DataFrame, dict[str, str]]:
         raise ValueError(
             f"Neither the names in {raw}, such as {table['image'].iloc[0]}, nor a column patient "
             "say whose eyes the photographs show, so those of one patient could come into two "
-            "splits: add a column patient to the label table. Where each photograph is known to be "
-            "of another patient, repeat the column image there."
+            "splits: add a column patient, and eye where it is known, to the label table. Where "
+            "each photograph is known to be of another patient, repeat the column image there."
         )
     rejects |= dict.fromkeys(table["image"][unknown], _NO_PATIENT)
     table = table[~unknown].astype({"grade": int})
@@ -276,11 +277,11 @@ def _check_patients(raw: Path, table: pd.DataFrame) -> None:
 
 
 def reject_duplicates(manifest: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Keep at most one of the photographs with the same content.
+    """Keep one at most of the photographs with the same content, or one for each way to score.
 
-    One of the test split, or held out, stays before others, so that nothing of it is learnt from.
-    Else, where their grades agree, the first stays; where they differ nobody knows which is right,
-    and none stays.
+    One of the test split and one that is held out stay before others, so that nothing of them is
+    learnt from. Else, where their grades agree, the first stays; where they differ nobody knows
+    which is right, and none stays.
 
     Args:
         manifest: A table with the columns image, grade, split and sha256, the hash of the file.
@@ -294,7 +295,7 @@ def reject_duplicates(manifest: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, s
     for _, group in copies.groupby("sha256", sort=False):
         unseen = group[group["split"].isin(["test", HELD_OUT])]
         if len(unseen):
-            leaving = group.drop(unseen.index[0])
+            leaving = group.drop(unseen.drop_duplicates("split").index)
         elif group["grade"].nunique() == 1:
             leaving = group.iloc[1:]
         else:
@@ -307,8 +308,12 @@ def reject_duplicates(manifest: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, s
     return manifest.drop(dropped).reset_index(drop=True), rejects
 
 
-def _has_own_split(table: pd.DataFrame) -> bool:
-    """Whether a collection says itself what is not learnt from."""
+def has_own_split(table: pd.DataFrame) -> bool:
+    """Whether a collection says itself what is not learnt from.
+
+    Args:
+        table: A table with the column split, "" where there is none.
+    """
     return not table["split"].isin(["", "train"]).all()
 
 
@@ -335,7 +340,7 @@ def draw_split(table: pd.DataFrame, test_share: float, seed: int) -> pd.Series:
     from sklearn.model_selection import train_test_split
 
     split = table["split"].replace("", "train")
-    has_own = _has_own_split(table)
+    has_own = has_own_split(table)
     shares = {} if has_own else {"test": test_share}
     if not (split == "val").any():
         shares["val"] = _VALIDATION_SHARE

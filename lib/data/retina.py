@@ -40,6 +40,7 @@ _OVERSAMPLING = 1.5  # decoded pixels of the frame's shorter side for each prepa
 _ENOUGH = 1.4  # ... of the retina's longer side; with fewer, what is left out begins to show
 _VARIES = 12  # levels of 255 by which a frame with a retina in it varies, at the least
 _BRIGHT = 50  # levels above which a background is not black, where it is not far below the retina
+_SHADED = 0.25  # share of the bright level above which what is red is retina, however shaded
 _LIKE = 20  # levels by which the corners of one background may differ
 IMAGE_FORMATS = {
     "webp": {"lossless": True, "quality": 0, "method": 0},
@@ -164,16 +165,15 @@ def _bright_background(image: np.ndarray) -> np.ndarray | None:
     real ones, none had its corners within 2 levels).
     """
     levels = np.array([np.median(corner, axis=(0, 1)) for corner in _corners(image)])
-    red, green, blue = background = np.median(levels, axis=0)
+    background = np.median(levels, axis=0)
     alike = (np.abs(levels - background).max(axis=1) <= _LIKE).sum() >= 3
     if not alike or background.max() < _BRIGHT:
         return None
     step = max(1, min(image.shape[:2]) // DETECTION)
     if background.max() < 0.4 * np.percentile(image[::step, ::step].max(axis=2), 98):
         return None
-    red_enough = green <= 0.9 * red and blue <= min(0.8 * red, 140)
     equal = np.ptp(levels, axis=0).max() <= 2
-    return background if equal or not red_enough else None
+    return background if equal or not _is_red(background) else None
 
 
 def on_black(image: np.ndarray) -> np.ndarray:
@@ -208,7 +208,8 @@ def crop_box(image: np.ndarray) -> tuple[int, int, int, int]:
 
     Rows and columns with less than 8 % of the retina's widest extent are left out: the camera's
     notch is no wider, and of a disc it costs 0.3 % of the radius. Of a disc that the frame cuts,
-    the box holds what is there.
+    the box holds what is there; up to the frame's edge also where the retina is shaded, so that one
+    that fills the frame stays whole.
 
     Args:
         image: uint8 (H, W, 3).
@@ -226,7 +227,33 @@ def crop_box(image: np.ndarray) -> tuple[int, int, int, int]:
         inside = np.flatnonzero(extent >= 0.08 * extent.max())
         ends.append((int(inside[0]), int(inside[-1]) + 1))
     (left, right), (top, bottom) = ends
+    height, width = mask.shape
+    black = on_black(image)
+    left = 0 if _is_shaded_retina(black[:, :left], black) else left
+    top = 0 if _is_shaded_retina(black[:top], black) else top
+    right = width if _is_shaded_retina(black[:, right:], black) else right
+    bottom = height if _is_shaded_retina(black[bottom:], black) else bottom
     return left, top, right, bottom
+
+
+def _is_shaded_retina(beside: np.ndarray, image: np.ndarray) -> bool:
+    """Whether what lies beside the largest bright region of a photograph is retina, not frame.
+
+    Beside the discs of 996 photographs of two cameras the red median was 5 % of the bright level at
+    most; beside the region found in pieces cut out of these discs, 27 % or more in 99 of 100.
+    """
+    if not beside.size:
+        return False
+    colour = np.median(beside[::4, ::4], axis=(0, 1))
+    if colour[0] <= _BRIGHT or not _is_red(colour):
+        return False
+    return colour[0] > _SHADED * np.percentile(image.max(axis=2), 98)
+
+
+def _is_red(colour: np.ndarray) -> bool:
+    """Whether a colour (3,) may be a retina's."""
+    red, green, blue = colour
+    return green <= 0.9 * red and blue <= min(0.8 * red, 140)
 
 
 def placement(box: _Box, size: int) -> tuple[int, int, int, int]:

@@ -7,6 +7,7 @@ table, as `lib.data.manifest.read_labels` takes them.
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
@@ -20,7 +21,14 @@ from PIL import Image
 
 from lib import paths
 from lib.data import files, kaggle, retina
-from lib.data.manifest import HELD_OUT, LABEL_TABLES, PHOTOGRAPH_SUFFIXES, SPLITS
+from lib.data.manifest import (
+    HELD_OUT,
+    LABEL_TABLES,
+    PHOTOGRAPH_SUFFIXES,
+    SPLITS,
+    draw_split,
+    eye_of,
+)
 from lib.data.phantom import BALANCED, VERSION, write_collection
 
 # Right eyes of EyePACS by grade 0 to 4, counted in Kaggle's label tables; the CLEAR-DR paper says
@@ -41,10 +49,30 @@ IDRID_MASKS = {
     "SE": "cotton_wool_spot",
     "OD": retina.OPTIC_DISC,
 }
+# What IDRiD publishes: photographs with masks, and graded ones.
+IDRID_WITH_MASKS = [f"IDRiD_{number:02d}" for number in range(1, 82)]
+IDRID_GRADED = {"train": 413, "test": 103}
 # Photographs of eyes that IDRiD took twice, for the second time among those with masks (25, 11, 26,
 # 39) and in its test split (072). No hash sees that; they were found by their vessels, which
 # correlate with 0.76 to 0.89 once aligned, and looked at.
 SAME_EYE = {f"train_IDRiD_{number}" for number in ("347", "083", "299", "271", "017")}
+
+# UTeM (S. S. Rahim 2025, academic use with attribution): the ICDR grade of each of its classes.
+UTEM_GRADES = {
+    "no dr": 0,
+    "mild dr without maculopathy": 1,
+    "mild dr with maculopathy": 1,
+    "moderate dr without maculopathy": 2,
+    "moderate dr with maculopathy": 2,
+    "severe dr without maculopathy": 3,
+    "severe dr with maculopathy": 3,
+    "pdr without maculopathy": 4,
+    "pdr with maculopathy": 4,
+    "aded": 4,  # advanced diabetic eye disease
+}
+UTEM_PHOTOGRAPHS = 600
+_UTEM_DRAW = {"test_share": 1 / 8, "seed": 0}  # of the split that UTeM is given here
+
 _MADE = "made.json"  # in a collection that was written here: of what, and its files' hashes
 # Mean difference of thumbnails, of 255 levels, below which two photographs are one.
 _SAME_PHOTOGRAPH = 2
@@ -170,55 +198,40 @@ def idrid(lesions: bool = False, path: str = "") -> Path:
     """Make IDRiD a collection with its own split: 413 and 103 graded photographs.
 
     The photographs stay where they are; the collection, with the masks of lesions, is made anew
-    where a file of IDRiD has changed.
+    where a file of IDRiD has changed. One printed line says how much of IDRiD there is.
 
     Args:
         lesions: Whether to hold out the photographs that have masks, as the split "lesions". Their
             graded twins (the same photograph in the training split, found by its thumbnail) and
-            those of `SAME_EYE` leave the training split, so that nothing of them is learnt. A
-            held-out photograph without graded twin has the level -1.
+            those of `SAME_EYE` leave the training split, so that nothing of them is learnt. A twin
+            in the test split stays there, since neither is learnt from. A held-out photograph
+            without graded twin has the level -1.
         path: Folder of IDRiD as published ("A. Segmentation", "B. Disease Grading"), or any with
             the same names of files; empty for idrid/ in the data sets' folder.
 
     Raises:
         FileNotFoundError: Where there is no IDRiD, or no masks.
-        ValueError: For a file of IDRiD that cannot be read.
+        ValueError: For a file of IDRiD that cannot be read, and for two that are called like one
+            of its photographs with masks, or their masks, but differ.
     """
     home = Path(path).expanduser().absolute() if path else paths.dataset("idrid")
-    tables = list(home.rglob("*Disease Grading_T*ing Labels.csv"))
+    tables = sorted(home.rglob("*Disease Grading_T*ing Labels.csv"))
     if len(tables) != 2:
         raise FileNotFoundError(
             f"no IDRiD in {home}: put `B. Disease Grading`, and `A. Segmentation` for lesions, "
             "from https://ieee-dataport.org/open-access/"
             "indian-diabetic-retinopathy-image-dataset-idrid there"
         )
-    endings = (".csv", *PHOTOGRAPH_SUFFIXES)
-    used = [path for path in sorted(home.rglob("*")) if path.suffix.lower() in endings]
-    request = {"home": str(home), "files": {}}
-    for path, digest in files.content_hashes(home, used).items():
-        request["files"][str(path.relative_to(home))] = digest
-    make = partial(_write_idrid, home, tables, lesions)
-    return _make(paths.RAW / ("idrid-lesions" if lesions else "idrid-grades"), request, make)
-
-
-def _write_idrid(home: Path, tables: list[Path], lesions: bool, raw: Path) -> None:
-    """Write the label table of IDRiD's photographs, and the masks of those that are held out."""
-    levels = {}
-    for table in tables:
-        labels = files.read_table(table, ("image name", "retinopathy grade"))
-        for name, level in labels[["image name", "retinopathy grade"]].to_numpy():
-            levels[f"{_idrid_split(table)}_{name}"] = level
-    rows = {}
-    for file in sorted(home.rglob("*IDRiD_[0-9][0-9][0-9].jpg")):
-        split = _idrid_split(file)
-        image = f"{split}_{file.stem[-9:]}"
-        row = {"image": image, "level": levels.get(image, ""), "split": split, "file": file}
-        rows.setdefault(image, row)  # `C. Localization` has the same photographs again
-    rows = list(rows.values())
-    if lesions:
-        rows = _hold_out(rows, home)
-        _write_masks(rows, home, raw / "masks")
-    pd.DataFrame(rows).to_csv(raw / "labels.csv", index=False)
+    graded = _find_graded(home)
+    outlined = _find_outlined(home) if lesions else {}
+    used = tables + list(graded.values())
+    for photograph, masks in outlined.items():
+        used += [photograph, *masks.values()]
+    make = partial(_write_idrid, tables, graded, outlined)
+    name = "idrid-lesions" if lesions else "idrid-grades"
+    raw = _make(paths.RAW / name, _contents(home, used), make)
+    print(_idrid_account(raw, len(graded)))
+    return raw
 
 
 def _idrid_split(path: Path) -> str:
@@ -226,44 +239,212 @@ def _idrid_split(path: Path) -> str:
     return "train" if "train" in f"{path.parent.name} {path.name}".lower() else "test"
 
 
-def _hold_out(rows: list[dict], home: Path) -> list[dict]:
-    """The rows and those of the photographs with masks, whose twins leave the training split."""
-    thumbnails = np.array([_thumbnail(row["file"]) for row in rows])
-    held_out = []
-    twins = set(SAME_EYE)
-    for photograph in sorted(home.rglob("IDRiD_[0-9][0-9].jpg")):
-        difference = np.abs(thumbnails - _thumbnail(photograph)).mean((1, 2))
-        same = [rows[i] for i in np.flatnonzero(difference < _SAME_PHOTOGRAPH)]
-        twins |= {row["image"] for row in same if row["split"] == "train"}
-        levels = {row["level"] for row in same}
-        row = {"image": f"{HELD_OUT}_{photograph.stem}", "split": HELD_OUT, "file": photograph}
-        held_out.append(row | {"level": levels.pop() if len(levels) == 1 else -1})
-    return [row for row in rows if row["image"] not in twins] + held_out
+def _find_graded(home: Path) -> dict[str, Path]:
+    """IDRiD's graded photographs, as far as they are there, by split and name."""
+    graded = {}
+    for file in sorted(home.rglob("*IDRiD_[0-9][0-9][0-9].jpg")):
+        split = _idrid_split(file)
+        if 1 <= int(file.stem[-3:]) <= IDRID_GRADED[split]:
+            # The first: `C. Localization` has the same photographs again.
+            graded.setdefault(f"{split}_{file.stem[-9:]}", file)
+    return graded
 
 
-def _write_masks(rows: list[dict], home: Path, folder: Path) -> None:
-    """Write a mask file for each held-out photograph."""
-    masks_of = {path.stem: path for path in home.rglob("IDRiD_[0-9][0-9]_[A-Z][A-Z].*")}
-    if not masks_of:
+def _find_outlined(home: Path) -> dict[Path, dict[str, Path]]:
+    """IDRiD's photographs with masks, as far as they are there, and by its end the file of each."""
+    files_of = {}
+    for file in sorted(home.rglob("IDRiD_[0-9][0-9]*.*")):
+        if file.suffix.lower() in PHOTOGRAPH_SUFFIXES:
+            files_of.setdefault(file.stem, []).append(file)
+    outlined = {}
+    for name in IDRID_WITH_MASKS:
+        photographs = [file for file in files_of.get(name, []) if file.suffix == ".jpg"]
+        masks = {}
+        for end in IDRID_MASKS:
+            if copies := files_of.get(f"{name}_{end}"):
+                masks[end] = _one_of(copies)
+        if photographs and masks:
+            outlined[_one_of(photographs)] = masks
+    if not outlined:
         raise FileNotFoundError(
             f"no lesion masks in {home}: put `A. Segmentation` of IDRiD there, or lesions=False"
         )
-    folder.mkdir()
-    for row in rows:
-        if row["split"] != HELD_OUT:
-            continue
-        width, height = _read(row["file"], lambda photograph: photograph.size)
-        masks = {retina.OPTIC_DISC: np.zeros((height, width), bool)}
-        for end, what in IDRID_MASKS.items():
-            if file := masks_of.get(f"{row['file'].stem}_{end}"):
-                masks[what] = _read(file, lambda mask: np.asarray(mask.convert("L")) > 0)
-                if masks[what].shape != (height, width):
-                    raise ValueError(
-                        f"{file} is {masks[what].shape[::-1]} pixels, its photograph "
-                        f"{width, height}: take both from one copy of IDRiD"
-                    )
-        target = folder / f"{row['image']}.png"
-        Image.fromarray(retina.pack_masks(masks)).save(target, compress_level=1)
+    return outlined
+
+
+def _one_of(copies: list[Path]) -> Path:
+    """The first of files with the same content; ValueError where they differ."""
+    if len(copies) > 1 and len(set(files.content_hashes(copies[0].parent, copies).values())) > 1:
+        raise ValueError(
+            f"{copies[0]} and {copies[1]} have the name of one file of IDRiD, and differ: take "
+            "away what is not IDRiD's"
+        )
+    return copies[0]
+
+
+def _write_idrid(
+    tables: list[Path],
+    graded: dict[str, Path],
+    outlined: dict[Path, dict[str, Path]],
+    raw: Path,
+) -> None:
+    """Write the label table of IDRiD's photographs, and the masks of those that are held out."""
+    levels = {}
+    for table in tables:
+        labels = files.read_table(table, ("image name", "retinopathy grade"))
+        for name, level in labels[["image name", "retinopathy grade"]].to_numpy():
+            levels[f"{_idrid_split(table)}_{name}"] = level
+    rows = []
+    for image, file in graded.items():
+        row = {"image": image, "level": levels.get(image, "")}
+        rows.append(row | {"split": image.partition("_")[0], "file": file})
+    if outlined:
+        rows = _hold_out(rows, outlined)
+        (raw / "masks").mkdir()
+        for photograph, masks in outlined.items():
+            _write_masks(photograph, masks, raw / "masks" / f"{HELD_OUT}_{photograph.stem}.png")
+    pd.DataFrame(rows).to_csv(raw / "labels.csv", index=False)
+
+
+def _hold_out(rows: list[dict], outlined: Iterable[Path]) -> list[dict]:
+    """The rows and those of the photographs with masks, whose twins leave the training split."""
+    thumbnails = np.array([_thumbnail(row["file"]) for row in rows])
+    held_out = []
+    leaving = set(SAME_EYE)
+    for photograph in outlined:
+        difference = np.abs(thumbnails - _thumbnail(photograph)).mean((1, 2))
+        twins = [rows[i] for i in np.flatnonzero(difference < _SAME_PHOTOGRAPH)]
+        leaving |= {row["image"] for row in twins if row["split"] == "train"}
+        levels = {row["level"] for row in twins}
+        row = {"image": f"{HELD_OUT}_{photograph.stem}", "split": HELD_OUT, "file": photograph}
+        row["level"] = levels.pop() if len(levels) == 1 else -1
+        row["twins"] = " ".join(twin["image"] for twin in twins)
+        held_out.append(row)
+    return [row for row in rows if row["image"] not in leaving] + held_out
+
+
+def _write_masks(photograph: Path, masks_of: dict[str, Path], target: Path) -> None:
+    """Write the mask file of a photograph of IDRiD."""
+    width, height = _read(photograph, lambda image: image.size)
+    masks = {retina.OPTIC_DISC: np.zeros((height, width), bool)}
+    for end, file in masks_of.items():
+        mask = _read(file, lambda image: np.asarray(image.convert("L")) > 0)
+        if mask.shape != (height, width):
+            raise ValueError(
+                f"{file} is {mask.shape[::-1]} pixels, its photograph {width, height}: take both "
+                "from one copy of IDRiD"
+            )
+        masks[IDRID_MASKS[end]] = mask
+    Image.fromarray(retina.pack_masks(masks)).save(target, compress_level=1)
+
+
+def _idrid_account(raw: Path, graded: int) -> str:
+    """How much of IDRiD is in its collection, of so many graded photographs, in a line."""
+    table = files.read_table(raw / "labels.csv", ("image", "split"))
+    here = f"{graded} of its {sum(IDRID_GRADED.values())} graded photographs"
+    if "twins" not in table:
+        return f"IDRiD: {here} are here"
+    held_out = (table["split"] == HELD_OUT).sum()
+    left = graded - (len(table) - held_out)
+    stayed = table["twins"].str.contains("test_").sum()
+    return (
+        f"IDRiD: {here} and {held_out} of its {len(IDRID_WITH_MASKS)} with masks are here; {left} "
+        "graded ones of training show an eye that is scored and are left out, "
+        f"{stayed} of testing are among those with masks too and stay"
+    )
+
+
+def utem(path: str = "") -> Path:
+    """Make UTeM a collection: left and right eyes of 300 patients, ten classes as five ICDR grades.
+
+    S. S. Rahim, Retinal Fundus Image Dataset for Diabetic Retinopathy Detection, 2025. The
+    photographs stay where they are; the collection is made anew where one has changed. UTeM
+    publishes no split: an eighth of the patients is drawn for testing and a tenth of the others for
+    validation, each with both eyes, stratified by the worse eye. Patients of whom a photograph is
+    filed under another name again are all in training. One printed line says how much there is.
+
+    Args:
+        path: Folder of UTeM as published, <class>/PatientNNN_L.jpg or PatientNNN_R.jpg at any
+            depth; empty for utem/ in the data sets' folder.
+
+    Raises:
+        FileNotFoundError: With the steps to get UTeM.
+        ValueError: For a photograph in no folder of a class, with another name, or that cannot be
+            read; for too few patients.
+    """
+    home = Path(path).expanduser().absolute() if path else paths.dataset("utem")
+    found = files.walk(home)[0] if home.is_dir() else []
+    photographs = []
+    for file in found:
+        if file.suffix.lower() in PHOTOGRAPH_SUFFIXES and not file.name.startswith("."):
+            photographs.append(file)
+    if not photographs:
+        raise FileNotFoundError(
+            f"no photograph of UTeM in {home}. To get them (S. S. Rahim 2025, free for academic "
+            "use, with attribution):\n"
+            "1. download https://github.com/SRahimDR/DR-image-dataset (Code, Download ZIP)\n"
+            f"2. unpack it into {paths.RAW / 'utem'}, or into utem/ where COMPANION_DATASETS "
+            "points; its folder `DR and maculopathy 10 classes` stays as it is\n"
+            "3. run this notebook again"
+        )
+    request = _contents(home, photographs) | _UTEM_DRAW
+    # Not raw/utem, where the photographs may lie.
+    raw = _make(paths.RAW / "collections" / "utem", request, partial(_write_utem, home, request))
+    table = files.read_table(raw / "labels.csv", ("patient",))
+    print(
+        f"UTeM: {len(table)} of its {UTEM_PHOTOGRAPHS} photographs are here, of "
+        f"{table['patient'].nunique()} patients"
+    )
+    return raw
+
+
+def _write_utem(home: Path, request: dict, raw: Path) -> None:
+    """Write the label table of UTeM's photographs, with a split."""
+    rows = []
+    for name, digest in request["files"].items():
+        file = home / name
+        patient, eye = eye_of(file.name)
+        if not re.fullmatch(r"patient\d+", patient, re.IGNORECASE):
+            raise ValueError(
+                f"{file} is not called PatientNNN_L or PatientNNN_R, as UTeM's photographs are: "
+                "rename it, or take it away"
+            )
+        patient = f"Patient{int(patient[7:]):03d}"
+        _read(file, lambda photograph: photograph.size)
+        row = {"image": f"{patient}_{eye[0].upper()}", "grade": _utem_grade(home, file)}
+        rows.append(row | {"patient": patient, "eye": eye, "file": file, "sha256": digest})
+    table = pd.DataFrame(rows).drop_duplicates(["image", "grade", "sha256"])  # copies of a file
+    # What several patients have is left to `reject_duplicates`, which prefers the test split.
+    shared = table["patient"][table["sha256"].duplicated(keep=False)]
+    table["split"] = ""
+    alone = table[~table["patient"].isin(shared)]
+    drawn = draw_split(alone, **_UTEM_DRAW)
+    table["split"] = drawn.reindex(table.index, fill_value="train")
+    table = table.rename(columns={"grade": "level"}).drop(columns="sha256")
+    table.to_csv(raw / "labels.csv", index=False)
+
+
+def _utem_grade(home: Path, file: Path) -> int:
+    """The ICDR grade of the class in whose folder a photograph of UTeM lies."""
+    for folder in file.parents:
+        if folder == home.parent:
+            break
+        name = re.sub(r"[\W\d_]+", " ", folder.name).strip().lower()
+        if name in UTEM_GRADES:
+            return UTEM_GRADES[name]
+    raise ValueError(
+        f"{file} is in no folder of a class of UTeM: they are called `1 - No DR`, `2 - Mild DR "
+        "without maculopathy` to `10 - ADED`. Name it as published, or take it away"
+    )
+
+
+def _contents(home: Path, used: list[Path]) -> dict:
+    """What a collection of files that stay in the folder `home` is known by: their content."""
+    hashes = files.content_hashes(home, used)
+    return {
+        "home": str(home),
+        "files": {str(path.relative_to(home)): digest for path, digest in hashes.items()},
+    }
 
 
 def _read(path: Path, what: Callable[[Image.Image], Any]) -> Any:

@@ -284,6 +284,141 @@ def test_the_same_request_is_answered_from_disk_and_another_one_remade(tmp_path)
     assert set(rejects(out).index) == {"10_right", "21_right"}
 
 
+# Several collections
+
+
+def with_split(folder, grades, splits):
+    """`write`, each patient in the split that is named for it."""
+    raw = write(folder, grades)
+    labels = pd.read_csv(raw / "trainLabels.csv")
+    labels["split"] = [split for split in splits for _ in ("left", "right")]
+    labels.to_csv(raw / "trainLabels.csv", index=False)
+    return raw
+
+
+@pytest.fixture
+def two(tmp_path):
+    """One collection with a validation split, without masks; one with neither, but held-out ones.
+
+    Their photographs have the same names. One of each is the other's, for testing in `be_ta`.
+    """
+    alpha = with_split(tmp_path / "alpha", [0, 1, 2, 3] * 3, ["train"] * 8 + ["val", "test"] * 2)
+    splits = ["train"] * 20 + ["test"] * 3 + ["lesions"]
+    beta = with_split(tmp_path / "be_ta", [0, 1] * 12, splits)
+    shutil.rmtree(alpha / "masks")
+    for eye in ("left", "right"):
+        for i in range(10, 22):  # else both would be drawn the same
+            path = alpha / "train" / f"{i}_{eye}.jpeg"
+            path.write_bytes(path.read_bytes() + b" ")
+    twin = (beta / "train" / "31_left.jpeg").read_bytes()
+    (alpha / "train" / "11_left.jpeg").write_bytes(twin)
+    (beta / "train" / "12_left.jpeg").write_text("<html>")
+    return alpha, beta
+
+
+def test_several_collections_are_one_data_set_in_which_each_keeps_its_names_and_split(
+    two, tmp_path
+):
+    out = fundus.prepare(two[::-1], tmp_path / "out", SIZE, eye="both")
+    manifest = pd.read_csv(out / "manifest.csv", dtype=str).set_index("image")
+    split = {}
+    for raw, prefix in zip(two, ("alpha", "be-ta"), strict=True):
+        labels = pd.read_csv(raw / "trainLabels.csv")
+        for image, grade, said in labels.to_numpy():
+            name = f"{prefix}_{image}"
+            if name in ("alpha_11_left", "be-ta_12_left"):
+                continue
+            row = manifest.loc[name]
+            assert (row["source"], row["patient"]) == (raw.name, f"{prefix}_{image[:2]}")
+            assert row["grade"] == str(grade) and row["eye"] == image[3:]
+            assert (out / "images" / f"{name}.webp").exists()
+            assert (out / "masks" / f"{name}.png").exists() == (prefix == "be-ta")
+            content = (raw / "train" / f"{image}.jpeg").read_bytes()
+            assert row["sha256"] == hashlib.sha256(content).hexdigest()
+            split[name] = said
+    assert len(manifest) == len(split) == 2 * (12 + 24) - 2
+    moved = {name for name in split if manifest.loc[name, "split"] != split[name]}
+    patients = {name.rpartition("_")[0] for name in moved}
+    assert len(moved) == 4 and len(patients) == 2  # a tenth of 20, for validation
+    assert {name[:6] for name in moved} == {"be-ta_"}
+    assert {split[name] for name in moved} == {"train"}
+    assert set(manifest.loc[list(moved), "split"]) == {"val"}
+    assert rejects(out).to_dict() == {
+        "alpha_11_left": "duplicate of be-ta_31_left of grade 1; its own grade is 1",
+        "be-ta_12_left": "unreadable: cannot identify image file: 12_left.jpeg",
+    }
+
+
+def test_a_data_set_of_several_collections_says_what_is_of_each(two, tmp_path):
+    out = fundus.prepare(two, tmp_path / "out", SIZE, eye="both")
+    made = json.loads((out / "dataset.json").read_text())
+    assert made["source"] == "alpha+be_ta" and made["rejected"] == 2 and made["duplicates"] == 1
+    assert set(made["counts_by_source"]) == {"alpha", "be_ta"}
+    alpha = made["counts_by_source"]["alpha"]
+    assert alpha["train"] == {"0": 4, "1": 3, "2": 4, "3": 4}
+    assert alpha["val"] == {"0": 2, "1": 0, "2": 2, "3": 0}
+    assert alpha["test"] == {"0": 0, "1": 2, "2": 0, "3": 2}
+    beta = made["counts_by_source"]["be_ta"]
+    assert sum(beta["train"].values()) == 35 and sum(beta["val"].values()) == 4
+    assert beta["test"] == {"0": 4, "1": 2} and beta["lesions"] == {"0": 0, "1": 2}
+    total = made["counts"]["train"]
+    assert {grade: total[grade] for grade in "23"} == {"2": 4, "3": 4}
+    assert total["0"] == 4 + beta["train"]["0"] and total["1"] == 3 + beta["train"]["1"]
+    data = fundus.FundusDataset(out, "lesions")
+    assert data.names == ["be-ta_33_left", "be-ta_33_right"]
+    assert sum(mask.sum() for mask in data.masks(0).values()) > 0
+
+
+def test_several_collections_are_known_by_the_content_of_each_in_any_order(two, tmp_path):
+    out = fundus.prepare(two, tmp_path / "out", SIZE, eye="both")
+    first = contents(out)
+    with Counting() as executor:
+        fundus.prepare(two[::-1], tmp_path / "out", SIZE, eye="both", executor=executor)
+    assert executor.names == [] and contents(out) == first
+    seen = {json.loads((out / "dataset.json").read_text())["fingerprint"]}
+    for raw in two:
+        path = raw / "train" / "10_left.jpeg"
+        path.write_bytes(path.read_bytes() + b"  ")
+        fundus.prepare(two, out, SIZE, eye="both")
+        seen.add(json.loads((out / "dataset.json").read_text())["fingerprint"])
+    assert len(seen) == 3
+
+
+def test_a_list_of_one_collection_is_that_collection(raw, undisturbed, tmp_path):
+    out = fundus.prepare([str(raw)], tmp_path / "out", SIZE, eye="both")
+    assert contents(out) == contents(undisturbed)
+
+
+def test_collections_that_cannot_be_joined_are_named_with_what_to_do(two, tmp_path):
+    alpha, beta = two
+    out = tmp_path / "out"
+
+    def refused(message, *collections, **settings):
+        with pytest.raises(ValueError, match=message):
+            fundus.prepare(collections, out, SIZE, **{"eye": "both"} | settings)
+        assert not out.exists()
+
+    refused("raw names no collection")
+    plain = write(tmp_path / "plain", [0, 1])
+    message = r"plain has no split of its own.*: add a column split .*, or prepare plain alone"
+    refused(message, alpha, plain)
+    namesake = shutil.copytree(alpha, tmp_path / "other" / "alpha")
+    refused(r"alpha, .*other/alpha two have one name: name their folders apart", alpha, namesake)
+    refused(r"two have one name", beta, shutil.copytree(beta, tmp_path / "BE-ta"))
+    table = alpha / "trainLabels.csv"
+    text = table.read_text()
+    for level in ("5", "PDR", "-1"):
+        table.write_text(text.replace("10_left,0", f"10_left,{level}"))
+        message = rf"alpha has other grades .* of 10_left, level is not 0 to 4: '{level}'\. Bring"
+        refused(message, alpha, beta)
+    table.write_text(text.replace("10_left,0", "10_left,"))
+    for path in (beta / "train").glob("*_right.jpeg"):
+        path.write_text("no photograph")
+    refused("Nothing of be_ta can be prepared: be-ta_10_right unreadable", *two, eye="right")
+    fundus.prepare(two, out, SIZE, eye="left")
+    assert rejects(out)["alpha_10_left"] == "level is not 0 to 4: ''"
+
+
 # Content decides
 
 

@@ -173,7 +173,7 @@ def test_eyes_and_patients_nobody_knows_are_asked_for(tmp_path):
     rows = [("IMG_1", 0), ("IMG_2", 4)]
     raw = collection(tmp_path, rows)
     for eye in ("right", "left"):
-        message = rf"such as IMG_1, .* so the {eye} ones are unknown: add a column eye"
+        message = rf"such as IMG_1, .* so the {eye} ones are unknown: add .* eye .* and patient"
         with pytest.raises(ValueError, match=message) as caught:
             manifest.read_labels(raw, eye)
         assert "both" not in str(caught.value)
@@ -472,6 +472,16 @@ def test_a_duplicate_is_never_learnt_from_and_kept_unseen(unseen, grade):
         "a": f"duplicate of b of grade {grade}, c of grade 2; its own grade is 2",
         "c": f"duplicate of a of grade 2, b of grade {grade}; its own grade is 2",
     }
+
+
+def test_a_held_out_photograph_takes_none_from_the_test_split():
+    table = hashed(
+        ("a", 2, "lesions", "1"), ("b", 2, "lesions", "1"), ("c", 2, "test", "1"),
+        ("d", 2, "test", "1"), ("e", 2, "train", "1"),
+    )  # fmt: skip
+    kept, rejects = manifest.reject_duplicates(table)
+    assert known(kept, "split") == {"a": ("lesions",), "c": ("test",)}
+    assert set(rejects) == {"b", "d", "e"}
 
 
 # Splits

@@ -276,6 +276,27 @@ def test_a_retina_that_fills_the_frame_stays_whole(eye):
     assert (right - left) * (bottom - top) >= 0.98 * 420**2
 
 
+@pytest.mark.parametrize("turns", range(4))
+def test_a_shaded_side_of_a_retina_that_fills_the_frame_stays(turns):
+    """Its red falls from 220 to 70; a black side opposite is cut, as is a side of faint red light.
+
+    The darkest eighth is no brighter than the level at which the background would end.
+    """
+    level = np.linspace(220, 70, 320)[:, None] * RED
+    noise = np.random.default_rng(0).normal(0, 2, (240, 320, 3))
+    filled = (level + noise).clip(0, 255).astype(np.uint8)
+    black, faint = filled.copy(), filled.copy()
+    black[:, :40] = 3
+    faint[:, :40] = 30 * RED
+    for image, left in ((filled, 0), (black, 40), (faint, 40)):
+        truths = [
+            (left, 0, 320, 240), (0, 0, 240, 320 - left),
+            (0, 0, 320 - left, 240), (0, left, 240, 320),
+        ]  # fmt: skip
+        box = retina.crop_box(np.rot90(image, turns))
+        assert np.abs(np.subtract(box, truths[turns])).max() <= 2
+
+
 BACKGROUNDS = {
     "white": (255, 255, 255),
     "grey": (128, 128, 128),

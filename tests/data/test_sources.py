@@ -515,6 +515,41 @@ def test_idrids_photographs_with_masks_are_held_out_and_their_twins_not_learnt_f
     assert collection == learnt | TESTING | held_out
 
 
+def test_idrids_81_are_taken_whatever_else_is_there_and_their_twins_found(published, capsys):
+    """Of its testing part one is the twin of a training photograph. Some names are not IDRiD's."""
+    segmentation = published / "A. Segmentation"
+    photograph = next(segmentation.rglob("IDRiD_55.jpg"))
+    mask = next(segmentation.rglob("IDRiD_55_MA.tif"))
+    for number in ("00", "56", "82", "99"):
+        shutil.copy(mask, mask.with_name(f"IDRiD_{number}_MA.tif"))
+        scene(1, (240, 160)).save(photograph.with_name(f"IDRiD_{number}.jpg"), quality=95)
+    scene(9, (240, 160)).save(photograph.with_name("IDRiD_57.jpg"))  # nobody has outlined it
+    scene(9, (240, 160)).save(photograph.with_name("IDRiD_55 small.jpg"))
+    shutil.copytree(segmentation, published / "0. Copy")
+    graded_photograph = next(published.glob("B*/*/a*/IDRiD_006.jpg"))
+    shutil.copy(graded_photograph, graded_photograph.with_name("IDRiD_500.jpg"))
+    capsys.readouterr()
+    collection = graded(sources.idrid(lesions=True))
+    account = (
+        "IDRiD: 9 of its 516 graded photographs and 5 of its 81 with masks are here; 4 graded ones "
+        "of training show an eye that is scored and are left out, 1 of testing are among those "
+        "with masks too and stay\n"
+    )
+    assert capsys.readouterr().out == account
+    grades = {"01": 3, "02": -1, "03": -1, "55": 3, "56": 0}
+    held_out = {f"lesions_IDRiD_{number}": (grade, "lesions") for number, grade in grades.items()}
+    learnt = {f"train_IDRiD_{i}": TRAINING[f"train_IDRiD_{i}"] for i in ("003", "006")}
+    assert collection == learnt | TESTING | held_out
+    sources.idrid(lesions=True)  # found as it was written
+    assert capsys.readouterr().out == account
+    sources.idrid()
+    assert capsys.readouterr().out == "IDRiD: 9 of its 516 graded photographs are here\n"
+    Image.new("L", (240, 160)).save(next((published / "0. Copy").rglob("IDRiD_02_EX.tif")))
+    message = r"0\. Copy.*IDRiD_02_EX.tif and .*A\. Seg.*IDRiD_02_EX.tif have the name .* differ"
+    with pytest.raises(ValueError, match=message):
+        sources.idrid(lesions=True)
+
+
 def test_idrids_masks_are_one_file_by_the_names_of_the_lesions(published):
     raw = sources.idrid(lesions=True)
     written = {path.name: (path.stat().st_ino, path.read_bytes()) for path in raw.glob("masks/*")}
@@ -613,6 +648,160 @@ def test_without_idrid_or_its_masks_it_is_said_what_to_get(published, tmp_path):
         sources.idrid(path=str(tmp_path / "empty"))
 
 
+UTEM_CLASSES = {
+    "1 - No DR": 0,
+    "2 - Mild DR without maculopathy": 1,
+    "3 - Mild DR with maculopathy": 1,
+    "4 - Moderate DR without maculopathy": 2,
+    "5 - Moderate DR with maculopathy": 2,
+    "6 - Severe DR without maculopathy": 3,
+    "7 - Severe DR with maculopathy": 3,
+    "8 - PDR without maculopathy": 4,
+    "9 - PDR with maculopathy": 4,
+    "10 - ADED": 4,
+}
+
+
+@pytest.fixture
+def rahim(tmp_path, monkeypatch):
+    """UTeM as published, of 80 patients: eight of each class; a left eye is of grade 0 at times."""
+    home = tmp_path / "shelf" / "utem"
+    for i in range(80):
+        below = home / "DR and maculopathy 10 classes"
+        for eye in "LR":
+            folder = below / ("1 - No DR" if eye == "L" and i % 4 == 0 else [*UTEM_CLASSES][i % 10])
+            folder.mkdir(parents=True, exist_ok=True)
+            level = Image.new("RGB", (8, 8), (3 * i, 100 if eye == "L" else 0, 0))
+            level.save(folder / f"Patient{i + 1:03d}_{eye}.jpg", quality=100)
+    (home / "README.md").write_text("UTeM")
+    monkeypatch.setenv("COMPANION_DATASETS", str(tmp_path / "shelf"))
+    monkeypatch.setattr(paths, "RAW", tmp_path / "raw")
+    return home
+
+
+def test_utem_is_graded_by_its_classes_and_split_by_patient(rahim, capsys):
+    raw = sources.utem()
+    assert raw == paths.RAW / "collections" / "utem"
+    assert capsys.readouterr().out == (
+        "UTeM: 160 of its 600 photographs are here, of 80 patients\n"
+    )
+    table, rejects = manifest.read_labels(raw, "both")
+    assert len(table) == 160 and not rejects
+    for row in table.itertuples():
+        assert row.image == f"{row.patient}_{row.eye[0].upper()}" == row.path.stem
+        assert row.grade == UTEM_CLASSES[row.path.parent.name]
+    worse = table.groupby("patient")["grade"].max()
+    split = table.groupby("patient")["split"].agg(lambda splits: "/".join(set(splits)))
+    assert split.value_counts().to_dict() == {"train": 63, "test": 10, "val": 7}
+    grades = pd.Series(list(UTEM_CLASSES.values())).value_counts()
+    for name in ("train", "val", "test"):
+        count = worse[split == name].value_counts()
+        expected = grades / 10 * (split == name).sum()
+        assert np.abs(count - expected).max() < 1 and count.min() > 0
+    written = tree(raw)
+    assert sources.utem(str(rahim)) == raw and tree(raw) == written
+
+
+def test_utem_is_known_by_content_and_in_any_layout(rahim):
+    """Deeper, with other endings and marks, twice, among hidden files; and in raw/utem."""
+    before = manifest.read_labels(sources.utem(), "both")[0].drop(columns="path")
+    folder = rahim / "DR and maculopathy 10 classes"
+    (folder / "1 - No DR" / "Patient001_R.jpg").rename(folder / "1 - No DR" / "patient1-r.JPG")
+    deeper = rahim / "DR-image-dataset" / "main"
+    deeper.mkdir(parents=True)
+    folder.rename(deeper / "10 classes")
+    aded = deeper / "10 classes" / "10 - ADED"
+    (aded / "right").mkdir()
+    for file in aded.glob("*_R.jpg"):
+        file.rename(aded / "right" / file.name)
+    (aded / "._Patient010_L.jpg").write_bytes(b"Mac OS X")
+    shutil.copytree(aded, rahim / "copy" / "10_aded")
+    after = manifest.read_labels(sources.utem(), "both")[0].drop(columns="path")
+    pd.testing.assert_frame_equal(after, before)
+    one = aded / "right" / "Patient010_R.jpg"
+    one.rename(deeper / "10 classes" / "9 - PDR with maculopathy" / "Patient010_L.jpg")
+    shutil.rmtree(rahim / "copy")
+    table, rejects = manifest.read_labels(sources.utem(), "both")
+    assert set(before["image"]) - set(table["image"]) == {"Patient010_L", "Patient010_R"}
+    assert rejects == {"Patient010_L": "labelled, or there, more than once"}
+
+
+def test_utem_where_its_own_folder_would_stand_is_never_written_over(rahim, monkeypatch):
+    monkeypatch.delenv("COMPANION_DATASETS")
+    paths.RAW.mkdir()
+    shutil.move(rahim, paths.RAW / "utem")
+    before = tree(paths.RAW / "utem")
+    for _ in range(2):
+        table, _ = manifest.read_labels(sources.utem(), "both")
+        assert len(table) == 160 and tree(paths.RAW / "utem") == before
+
+
+def test_patients_filed_twice_are_never_tested_on_and_rejected_where_grades_differ(rahim):
+    """Eight pairs of patients as UTeM's 299 and 300, of grades 2 and 3; and one that agrees."""
+    classes = rahim / "DR and maculopathy 10 classes"
+    moderate = classes / "4 - Moderate DR without maculopathy"
+    severe = classes / "6 - Severe DR without maculopathy"
+    for number in range(201, 218, 2):
+        twin = moderate if number == 217 else severe
+        for eye in "LR":
+            file = moderate / f"Patient{number}_{eye}.jpg"
+            Image.new("RGB", (8, 8), (number, 250, 9 if eye == "L" else 0)).save(file, quality=100)
+            shutil.copy(file, twin / f"Patient{number + 1}_{eye}.jpg")
+    table, rejects = manifest.read_labels(sources.utem(), "both")
+    twice = table["patient"] > "Patient200"
+    assert twice.sum() == 36 and set(table["split"][twice]) == {"train"} and not rejects
+    table["sha256"] = [hashlib.sha256(path.read_bytes()).hexdigest() for path in table["path"]]
+    kept, rejects = manifest.reject_duplicates(table)
+    assert set(kept["image"][kept["patient"] > "Patient200"]) == {"Patient217_L", "Patient217_R"}
+    assert len(kept) == 162 and len(rejects) == 34
+    said = "duplicate of Patient202_R of grade 3; its own grade is 2"
+    assert rejects["Patient201_R"] == said
+
+
+def test_a_file_of_utem_that_cannot_be_used_is_named_with_what_to_do(rahim, tmp_path):
+    classes = rahim / "DR and maculopathy 10 classes"
+    whole = classes / "10 - ADED" / "Patient010_L.jpg"
+    for name in ("Patient010.jpg", "Patient_L.jpg", "IMG_010_L.jpg", "Patient010_L_R.jpg"):
+        other = whole.rename(whole.with_name(name))
+        with pytest.raises(ValueError, match=rf"{name} is not called PatientNNN_L or PatientNNN_R"):
+            sources.utem()
+        other.rename(whole)
+    for name in ("11 - Unknown", "PDR", "Mild DR"):
+        folder = (classes / "10 - ADED").rename(classes / name)
+        with pytest.raises(ValueError, match=rf"{name}.*L.jpg is in no folder of a class of UTeM"):
+            sources.utem()
+        folder.rename(classes / "10 - ADED")
+    content = whole.read_bytes()
+    whole.write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(ValueError, match=r"Patient010_L.jpg cannot be read .*: fetch it anew"):
+        sources.utem()
+    whole.write_bytes(content)
+    assert not paths.RAW.joinpath("collections", "utem").exists() and sources.utem().exists()
+    for home in (tmp_path / "nowhere", paths.RAW):
+        with pytest.raises(FileNotFoundError, match="no photograph of UTeM in") as told:
+            sources.utem(str(home))
+        lines = str(told.value).splitlines()
+        assert [line[:2] for line in lines[1:]] == ["1.", "2.", "3."]
+        assert "S. S. Rahim 2025" in lines[0] and "academic" in lines[0]
+        assert "SRahimDR/DR-image-dataset" in lines[1] and str(paths.RAW / "utem") in lines[2]
+
+
+def test_the_real_utem_has_its_counts_and_no_patient_in_two_splits(tmp_path, monkeypatch):
+    """By what its file and folder names say; of 600 or of a part of them."""
+    home = paths.dataset("utem")
+    if not home.exists():
+        pytest.skip("no utem in COMPANION_DATASETS or data/raw")
+    files = [path for path in home.rglob("*.jpg") if path.name.startswith("Patient")]
+    monkeypatch.setattr(paths, "RAW", tmp_path)
+    table, rejects = manifest.read_labels(sources.utem(str(home)), "both")
+    assert not rejects and len(table) == len(files)
+    counts = Counter(UTEM_CLASSES[path.parent.name] for path in files)
+    assert Counter(table["grade"]) == counts
+    assert table["patient"].nunique() == len({path.name[:10] for path in files})
+    assert (table.groupby("patient")["split"].nunique() == 1).all()
+    assert (pd.crosstab(table["split"], table["grade"]) > 0).all(axis=None)
+
+
 @pytest.fixture
 def real_idrid(tmp_path, monkeypatch):
     home = paths.dataset("idrid")
@@ -649,7 +838,7 @@ def test_the_real_idrids_twins_of_photographs_with_masks_have_left_training(
     real_idrid, monkeypatch
 ):
     """By another measure than the one that found them: correlation of photographs at 48 x 32."""
-    few = {"SE": "cotton_wool_spot"}  # the others take a minute to read
+    few = {"OD": retina.OPTIC_DISC}  # the others take a minute to read
     monkeypatch.setattr(sources, "IDRID_MASKS", few)
     collection = manifest.read_labels(sources.idrid(lesions=True, path=str(real_idrid)), "both")[0]
     complete = manifest.read_labels(sources.idrid(path=str(real_idrid)), "both")[0]
