@@ -44,6 +44,7 @@ from lib.notebook import (
 )
 
 NEEDS = {"04": ("03",), "05": ("03", "04"), "06": ("03", "04")}  # what makes the products they read
+PATIENCE = 3600  # seconds that a notebook waits for a folder which another one is changing
 LAST = "07"  # reads the numbers of all the others
 
 
@@ -540,8 +541,11 @@ def _products_given(chosen: dict[str, dict[str, Any]], rest: list[str]) -> str:
 
 
 def kernel_environment(workers: int) -> dict[str, str]:
-    """Of notebooks that so many workers run: this very Python's kernel, the cores shared."""
-    shared = {"JUPYTER_PATH": f"{sys.prefix}/share/jupyter"}
+    """Of notebooks that so many workers run: this very Python's kernel, the cores shared.
+
+    Two of them may need one network, which the first trains and the other then finds.
+    """
+    shared = {"JUPYTER_PATH": f"{sys.prefix}/share/jupyter", "COMPANION_PATIENCE": str(PATIENCE)}
     if workers > 1 and "OMP_NUM_THREADS" not in paths.environment():
         shared["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
     return shared

@@ -7,6 +7,8 @@ The one module that reads the environment, and the home of how files and folders
 | `COMPANION_DATA`      | what is made: raw/, prepared/, sequencers/              | `data/` |
 | `COMPANION_BUILD`     | executed notebooks, HTML, figures, metrics              | `build/`|
 | `COMPANION_DATASETS`  | a read-only folder of data sets on disk, searched first | none    |
+| `COMPANION_PATIENCE`  | nothing: the seconds to wait for a folder that another  | 0       |
+|                       | process changes; set for notebooks that run at once     |         |
 
 A relative path is taken from the repository's root, whichever folder the notebook runs in.
 Importing this fails for none of their values; `require_folders` says what is wrong with them.
@@ -166,6 +168,9 @@ def write(path: Path, save: Callable[[Path], object]) -> None:
 def alone(folder: Path, doing: str) -> Iterator[None]:
     """Hold the lock of `folder`, a file beside it; the lock ends with the process.
 
+    Notebooks of one run or sweep wait for each other, `COMPANION_PATIENCE` seconds at most, and
+    then find what the other has made.
+
     Args:
         folder: the folder that only one process at a time may change.
         doing: the verb for the message, `"preparing"` for example.
@@ -177,7 +182,7 @@ def alone(folder: Path, doing: str) -> Iterator[None]:
     held = folder.with_name(f"{folder.name}.lock")
     lock = FileLock(held)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=float(os.environ.get("COMPANION_PATIENCE") or 0))
     except Timeout:
         holder = held.read_text(errors="replace") or "unknown"
         raise RuntimeError(

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -258,6 +259,22 @@ def test_a_folder_that_another_process_works_on_is_refused_until_that_is_killed(
     other.kill()
     other.wait()
     with paths.alone(folder, "training"), paths.alone(tmp_path / "another", "training"):
+        pass
+
+
+def test_with_patience_a_second_process_waits_until_the_first_has_ended(tmp_path, monkeypatch):
+    folder = tmp_path / "network"
+    monkeypatch.setenv("COMPANION_PATIENCE", "60")
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLDS, folder], cwd=REPOSITORY, stdin=subprocess.PIPE, text=True,
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert other.stdout.readline() == "held\n"
+    threading.Timer(1, other.stdin.close).start()
+    with paths.alone(folder, "training"):
+        assert other.wait(10) == 0
+    monkeypatch.setenv("COMPANION_PATIENCE", "")
+    with paths.alone(folder, "training"):
         pass
 
 
