@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import nbformat
 import pytest
 import yaml
+from IPython.display import display
 
 from lib import notebook, paths
 
@@ -204,7 +205,7 @@ def ledger(tmp_path, monkeypatch):
         (metrics / f"{name}.json").write_text(json.dumps(record))
 
     def run():
-        namespace = {}
+        namespace = {"display": display}  # which every kernel has
         for cell in code("07_ledger"):
             exec(cell.source, namespace)
         plt.close("all")
