@@ -275,7 +275,7 @@ def test_the_ledger_names_the_reading_that_is_near_table_1_in_every_training_of_
 ):
     """Beside the recorded training, in which deconvnet (0.013) and gated (0.003) are near."""
     recorded = tmp_path / "recorded"
-    shutil.copytree(paths.RECORDED, recorded, ignore=shutil.ignore_patterns("sweeps", "*.png"))
+    shutil.copytree(paths.RECORDED, recorded, ignore=shutil.ignore_patterns("*.png"))
     monkeypatch.setattr(paths, "RECORDED", recorded)
     lines = ["point,notebook,seed,epochs,metric,value,text,status"]
     for seed in (0, 1):
@@ -284,7 +284,6 @@ def test_the_ledger_names_the_reading_that_is_near_table_1_in_every_training_of_
         ):  # fmt: skip
             metric = f"table1.{reading}.distance"
             lines.append(f"{seed},02_clear_mnist,{seed},1,{metric},{distance},,ok")
-    (recorded / "sweeps" / "mnist").mkdir(parents=True)
     (recorded / "sweeps" / "mnist" / "results.csv").write_text("\n".join(lines) + "\n")
     rows = ledger()["table"].set_index("claim")
     any_reading = rows.loc["Table 1: accuracy with only the strong features, without them"]
