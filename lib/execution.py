@@ -230,16 +230,18 @@ def execute(
             numbers in metrics/ there.
         parameters: its parameters, checked.
         timeout: seconds that one cell may take.
-        environment: variables that the notebook's process gets besides those of this one.
+        environment: variables that the notebook's process gets besides those of this one. It
+            imports this very `lib`, also where another copy of the project is installed.
     """
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
     record = output.parent / "metrics" / f"{source.stem}.json"
     page = output.with_suffix(".html")
+    searched = [str(paths.ROOT), *filter(None, [paths.environment().get("PYTHONPATH")])]
     try:
         paths.make(output.parent)
-        with paths.environment_with(environment):
+        with paths.environment_with({"PYTHONPATH": os.pathsep.join(searched), **environment}):
             papermill.execute_notebook(
                 source,
                 output,

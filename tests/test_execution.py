@@ -453,6 +453,11 @@ def test_a_slow_cell_a_dead_kernel_and_a_missing_finish_are_failures(shelf, caps
 
 @pytest.mark.slow
 def test_a_profiles_parameters_reach_the_notebook_and_the_kernel_is_this_python(shelf, monkeypatch):
+    """And its lib is this one, though another copy of it comes first elsewhere."""
+    other = shelf / "other" / "lib"
+    other.mkdir(parents=True)
+    (other / "__init__.py").write_text("raise ImportError('another copy')")
+    monkeypatch.setenv("PYTHONPATH", str(other.parent))
     foreign = shelf / "foreign" / "kernels" / "python3"
     foreign.mkdir(parents=True)
     spec = {
