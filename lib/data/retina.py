@@ -42,6 +42,7 @@ _VARIES = 12  # levels of 255 by which a frame with a retina in it varies, at th
 _BRIGHT = 50  # levels above which a background is not black, where it is not far below the retina
 _SHADED = 0.25  # share of the bright level above which what is red is retina, however shaded
 _LIKE = 20  # levels by which the corners of one background may differ
+GRAHAM_SHARE = 0.9  # of the radius: where `graham` leaves the photograph
 IMAGE_FORMATS = {
     "webp": {"lossless": True, "quality": 0, "method": 0},
     "jpeg": {"quality": 95, "subsampling": 0},
@@ -313,34 +314,41 @@ def cut_mask(bits: np.ndarray, box: _Box, size: int) -> np.ndarray:
     return canvas
 
 
-def graham_disc(size: int) -> np.ndarray:
-    """Where `graham` leaves the photograph: within nine tenths of the retina's radius.
+def inner_disc(size: int, share: float) -> np.ndarray:
+    """The pixels of a prepared photograph within `share` of the retina's radius.
 
     Returns:
         bool (size, size).
     """
     radius = size / 2
     axis = np.arange(size) + 0.5 - radius
-    return np.hypot(axis, axis[:, None]) <= 0.9 * radius
+    return np.hypot(axis, axis[:, None]) <= share * radius
 
 
-def graham(image: np.ndarray) -> np.ndarray:
+def graham(image: np.ndarray, box: _Box | None = None) -> np.ndarray:
     """A prepared photograph less its local average, as the winner of Kaggle's competition did.
 
-    4 (image - average) + 128 in `graham_disc`, 128 outside (Graham 2015). The average is a
-    Gaussian of a thirtieth of the retina's radius.
+    4 (image - average) + 128 within `GRAHAM_SHARE` of the radius, 128 outside (Graham 2015). The
+    average is a Gaussian of a thirtieth of the retina's radius. Where the camera cut the retina,
+    the average is of what it kept: averaged with the black beyond, the cut would be drawn as a bar.
 
     Args:
         image: uint8 (size, size, 3), the retina from edge to edge.
+        box: of the retina in its photograph, as for `placement`; None where it fills the image.
 
     Returns:
         uint8 (size, size, 3).
     """
     size = len(image)
+    x, y, width, height = placement(box, size) if box else (0, 0, size, size)
+    kept = image[y : y + height, x : x + width]
     blur = ImageFilter.GaussianBlur(size / 2 / 30)
-    average = np.asarray(Image.fromarray(image).filter(blur), np.float32)
-    inside = graham_disc(size)[..., None]
-    return np.where(inside, 4 * (image - average) + 128, 128).clip(0, 255).astype(np.uint8)
+    average = np.asarray(Image.fromarray(kept).filter(blur), np.float32)
+    contrast = np.full((size, size, 3), 128, np.uint8)
+    difference = (4 * (kept - average) + 128).clip(0, 255)
+    contrast[y : y + height, x : x + width] = difference.astype(np.uint8)
+    contrast[~inner_disc(size, GRAHAM_SHARE)] = 128
+    return contrast
 
 
 def read_file(path: Path) -> bytes:
@@ -553,7 +561,7 @@ def extract(
             f"no retina found: the frame varies by {levels} of 255 levels, {_VARIES} needed"
         )
     if contrast == "graham":
-        prepared = graham(prepared)
+        prepared = graham(prepared, box)
     return prepared, box, shape
 
 

@@ -669,12 +669,23 @@ def test_graham_is_what_the_winner_wrote_down(eye, size):
     literal = (4.0 * image - 4 * average + 128).clip(0, 255)
     rows, columns = np.mgrid[:size, :size] + 0.5 - radius
     inside = np.sqrt(rows**2 + columns**2) / radius <= 0.9
-    assert np.array_equal(retina.graham_disc(size), inside)
+    assert np.array_equal(retina.inner_disc(size, retina.GRAHAM_SHARE), inside)
     result = retina.graham(image)
     assert result.dtype == np.uint8 and (result[~inside] == 128).all()
     difference = np.abs(result - literal)[inside]
     assert difference.mean() < 2.5 and np.percentile(difference, 99) <= 8
     assert result[inside].std() > 8  # of an image with structure; 128 everywhere is not it
+
+
+def test_graham_draws_no_bar_where_the_camera_cut_the_retina():
+    """Of a retina of one colour nothing is left, up to the cut; averaged with the black it is."""
+    size, box = 200, (0, 40, 400, 360)  # a disc of 400 pixels, 40 cut off above and below
+    x, y, width, height = retina.placement(box, size)
+    image = np.zeros((size, size, 3), np.uint8)
+    image[y : y + height, x : x + width] = (150, 80, 40)
+    assert (y, height) == (20, 160)
+    assert (retina.graham(image, box) == 128).all()
+    assert np.abs(retina.graham(image)[y : y + 3, 80:120] - 128.0).max() > 50
 
 
 def test_webp_keeps_every_level_and_jpeg_nearly(tmp_path, eye):
