@@ -33,7 +33,7 @@ import torch
 import yaml
 from matplotlib.figure import Figure
 
-from lib import figures, paths
+from lib import figures, memory, paths
 
 TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 PRODUCTS = {"prepared": "03", "sequencer": "04"}  # parameters that name what a notebook makes
@@ -90,6 +90,7 @@ def begin(notebook: str, namespace: dict) -> "Run":
     np.random.seed(seed)  # noqa: NPY002, libraries draw from the global generator
     torch.manual_seed(seed)
     figures.style()
+    memory.keep_freed()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     run = Run(notebook, used, name, device)
     threads = torch.get_num_threads()
