@@ -32,6 +32,7 @@ import pandas as pd
 import torch
 from PIL import Image
 from torch.nn import functional
+from torchvision.transforms import v2
 from tqdm import tqdm
 
 from lib import paths
@@ -135,7 +136,7 @@ def prepare(
     with paths.alone(out, "preparing"):
         if _holds(out, request):  # another run has made it since
             return out
-        table, rejects = _read_collections(collections, eye)
+        table, rejects = read_collections(list(collections.values()), eye)
         settings = {name: value for name, value in request.items() if name != "fingerprint"}
         digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
         unfinished = out.with_name(f"{out.name}.{digest}.partial")
@@ -199,13 +200,25 @@ def _fingerprint(collections: dict[str, Path]) -> str:
     return hashlib.sha256(json.dumps(prints).encode()).hexdigest()
 
 
-def _read_collections(
-    collections: dict[str, Path], eye: str
+def read_collections(
+    raw: str | Path | Sequence[str | Path], eye: str
 ) -> tuple[pd.DataFrame, dict[str, str]]:
     """The tables of `read_labels`, one below the other, with the columns source and mask_file.
 
-    Of several collections each must have a split of its own, and grades of 0 to 4 alone.
+    Args:
+        raw: a collection, or several, whose images and patients are named after their source.
+        eye: as for `read_labels`.
+
+    Returns:
+        A row for each photograph, mask_file None where it has no masks; and, by image, why a
+        photograph or a label is left out.
+
+    Raises:
+        ValueError: as `read_labels`; of several, one has no split of its own or other grades than
+            0 to 4, or two have one name.
+        FileNotFoundError: as `read_labels`.
     """
+    collections = _by_name(raw)
     tables = []
     rejects = {}
     for source, raw in collections.items():
@@ -435,6 +448,24 @@ def _damaged(folder: Path, path: Path, what: object) -> str:
     )
 
 
+def without_rim(images: torch.Tensor, rim: float) -> torch.Tensor:
+    """Normalised photographs with what lies beyond `rim` of the radius set to the mean, 0.
+
+    The rim of the retina is the camera's: what it looks like says which camera it was.
+
+    Args:
+        images: (..., 3, H, W) float32, as `normalise` gives them.
+        rim: a share of the radius; 1 leaves the photographs as they are.
+
+    Returns:
+        (..., 3, H, W) float32.
+    """
+    if rim == 1:
+        return images
+    inside = torch.from_numpy(retina.inner_disc(images.shape[-1], rim))
+    return images * inside.to(images.device)
+
+
 def normalise(images: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
     """Channel-wise normalisation, (x / 255 - mean) / std.
 
@@ -455,6 +486,8 @@ class FundusDataset(torch.utils.data.Dataset):
     Attributes:
         grades: (N,) int64.
         names: of the photographs.
+        sources: the collection of each.
+        eyes: "left", "right", or "" where nobody says.
         mean: (3, 1, 1) float32, of the training split.
         std: (3, 1, 1) float32, of the training split.
         images: (N, 3, H, W) uint8, held in memory up to 2 GiB; else None, and each item is read
@@ -470,6 +503,9 @@ class FundusDataset(torch.utils.data.Dataset):
         flips: bool = False,
         turns: bool = False,
         shift: int = 0,
+        rotations: bool = False,
+        rim: float = 1.0,
+        at_most: int = 0,
     ) -> None:
         """Read a split's manifest and, if they fit in memory, its photographs.
 
@@ -481,15 +517,31 @@ class FundusDataset(torch.utils.data.Dataset):
             flips: mirror left to right, and upside down, each with probability 1/2.
             turns: exchange rows and columns with probability 1/2.
             shift: move by up to so many pixels, the rim repeated.
+            rotations: rotate by any angle, scale by 0.9 to 1.12, and change each channel's gain by
+                a fifth at most and its level by a fifth of its deviation; what comes into the
+                frame is the mean.
+            rim: the share of the radius beyond which all is the mean (`without_rim`).
+            at_most: keep so many photographs, drawn once and for all; 0 keeps all.
 
         Raises:
-            ValueError: the split is unknown; a file of the data set is damaged or was edited.
+            ValueError: the split is unknown; `rim` or `at_most` cannot be; a file of the data set
+                is damaged or was edited.
             FileNotFoundError: the data set or one of its photographs is missing.
         """
         self.folder = Path(folder)
         self.flips = flips
         self.turns = turns
         self.shift = shift
+        self.rim = rim
+        self.rotations = None
+        if rotations:
+            self.rotations = v2.RandomAffine(
+                180, scale=(0.9, 1.12), interpolation=v2.InterpolationMode.BILINEAR, fill=None
+            )
+        if not 0 < rim <= 1:
+            raise ValueError(f"rim is {rim}; choose a share of the radius above 0, at most 1.")
+        if at_most < 0:
+            raise ValueError(f"at_most is {at_most}; give a number of photographs, or 0 for all.")
         if not (self.folder / "dataset.json").exists():
             raise FileNotFoundError(
                 f"{self.folder} is no prepared data set. {MADE_BY} makes it: run that first."
@@ -503,6 +555,11 @@ class FundusDataset(torch.utils.data.Dataset):
         self.std = torch.tensor(self.about["std"]).view(3, 1, 1)
         manifest = _read_manifest(self.folder, self.about)
         manifest = manifest[manifest["split"] == split]
+        if 0 < at_most < len(manifest):
+            manifest = manifest.sample(at_most, random_state=0).sort_index()
+        self._boxes = manifest[_BOX].to_numpy().tolist()
+        self.sources = manifest["source"].tolist()
+        self.eyes = manifest["eye"].tolist()
         self.names = manifest["image"].tolist()
         self.grades = torch.tensor(manifest["grade"].to_numpy())
         file_format = self.about["format"]
@@ -541,6 +598,10 @@ class FundusDataset(torch.utils.data.Dataset):
         """Photograph i, normalised and augmented, and its grade."""
         image = self._read(i) if self.images is None else self.images[i]
         image = normalise(image, self.mean, self.std)
+        if self.rotations:
+            gain, level = 0.4 * torch.rand(2, 3, 1, 1) - 0.2
+            image = image * (1 + gain) + level
+        image = without_rim(image, self.rim)
         if self.flips:
             image = image.flip([axis for axis in (1, 2) if torch.rand(()) < 0.5])
         if self.turns and torch.rand(()) < 0.5:
@@ -549,6 +610,8 @@ class FundusDataset(torch.utils.data.Dataset):
             padded = functional.pad(image[None], [self.shift] * 4, mode="replicate")[0]
             top, left = torch.randint(2 * self.shift + 1, (2,))
             image = padded[:, top : top + image.shape[1], left : left + image.shape[2]]
+        if self.rotations:
+            image = self.rotations(image)
         return image, int(self.grades[i])
 
     def photograph(self, i: int) -> np.ndarray:
@@ -574,11 +637,17 @@ class FundusDataset(torch.utils.data.Dataset):
         """Where a response to photograph i can count: on its retina.
 
         Returns:
-            bool (H, W); for contrast "graham", which leaves no dark background, `graham_disc`.
+            bool (H, W), within `rim`; for contrast "graham", which leaves no dark background, what
+            the camera kept of the disc that `retina.graham` leaves.
         """
-        if self.about["contrast"] == "graham":
-            return retina.graham_disc(self.about["size"])
-        return retina.retina_mask(self._read(i).permute(1, 2, 0).numpy())
+        size = self.about["size"]
+        rim = retina.inner_disc(size, self.rim) if self.rim < 1 else np.ones((size, size), bool)
+        if self.about["contrast"] == "none":
+            return rim & retina.retina_mask(self._read(i).permute(1, 2, 0).numpy())
+        x, y, width, height = retina.placement(self._boxes[i], size)
+        kept = np.zeros((size, size), bool)
+        kept[y : y + height, x : x + width] = True
+        return rim & kept & retina.inner_disc(size, retina.GRAHAM_SHARE)
 
 
 def require_same_preparation(config: dict, dataset: FundusDataset) -> None:
@@ -586,7 +655,7 @@ def require_same_preparation(config: dict, dataset: FundusDataset) -> None:
 
     The collection, size, cropping, contrast and normalisation must be the same; so, by the training
     split's mean, is the split, and nothing that is scored has been learnt from. `config` is the
-    config.json of the sequencer's run.
+    config.json of the sequencer's run; where it names no `rim`, the photographs had theirs whole.
 
     Raises:
         ValueError: names what differs.
@@ -596,6 +665,9 @@ def require_same_preparation(config: dict, dataset: FundusDataset) -> None:
         there = config.get(name)
         if there != here:
             differing.append(f"{name} {there!r} there, {here!r} here")
+    rim = config.get("rim", 1.0)
+    if rim != dataset.rim:
+        differing.append(f"rim {rim!r} there, {dataset.rim!r} here")
     if differing:
         raise ValueError(
             f"the sequencer learnt from {config.get('prepared')!r}, prepared otherwise: "

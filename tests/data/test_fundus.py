@@ -934,6 +934,72 @@ def test_a_shift_moves_by_whole_pixels_and_repeats_the_rim(undisturbed):
     assert seen == set(variants)
 
 
+def test_the_rim_is_the_mean_whatever_is_done_to_the_photograph(undisturbed):
+    rows, columns = np.mgrid[:SIZE, :SIZE] + 0.5 - SIZE / 2
+    beyond = torch.from_numpy(np.hypot(rows, columns) / (SIZE / 2) > 0.8)
+    plain = fundus.FundusDataset(undisturbed, "val")[0][0]
+    data = fundus.FundusDataset(undisturbed, "val", rim=0.8)
+    assert plain[:, beyond].abs().min() > 0
+    assert torch.equal(data[0][0], torch.where(beyond, 0, plain))
+    assert not data.retina(0)[beyond].any() and data.retina(0)[~beyond].mean() > 0.9
+    moved = fundus.FundusDataset(undisturbed, "val", rim=0.8, rotations=True, flips=True)
+    far = torch.from_numpy(np.hypot(rows, columns) / (SIZE / 2) > 0.8 * 1.12 + 2 / SIZE)
+    for _ in range(20):
+        assert (moved[0][0][:, far] == 0).all()  # no gain, no level reaches what was taken away
+
+
+def test_rotations_turn_by_any_angle_scale_and_colour_and_follow_the_seed(undisturbed):
+    """Of a dot beside the middle: where it goes, how large it gets, what its colour becomes."""
+    data = fundus.FundusDataset(undisturbed, "val", rotations=True)
+    rows, columns = np.mgrid[:SIZE, :SIZE] + 0.5
+    dot = np.exp(-((rows - 12) ** 2 + (columns - 19) ** 2) / 4)  # 7 pixels right of the middle
+    held = torch.from_numpy(np.stack([255 * dot] * 3)).round().to(torch.uint8)
+    data.images, data.mean, data.std = held[None], torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
+
+    def draw():
+        torch.manual_seed(3)
+        return torch.stack([data[0][0] for _ in range(200)])
+
+    drawn = draw()
+    assert torch.equal(drawn, draw())
+    weights = (drawn[:, 0] - drawn[:, 0].flatten(1).median(1).values[:, None, None]).clamp(min=0)
+    weights = weights.double() * (weights > 0.3)
+    total = weights.sum((1, 2))
+    y = (weights * torch.from_numpy(rows)).sum((1, 2)) / total - 12
+    x = (weights * torch.from_numpy(columns)).sum((1, 2)) / total - 12
+    angles, distances = torch.atan2(y, x), torch.hypot(x, y) / 7
+    assert torch.histc(angles, 8, -np.pi, np.pi).min() > 8
+    assert 0.85 < distances.min() < 0.95 and 1.07 < distances.max() < 1.17
+    middle = drawn[:, :, 12, 12]  # the level alone, where the dot never is
+    assert middle.abs().max() < 0.21 and middle.std() > 0.08
+    assert drawn.amax((2, 3)).std(1).median() > 0.05  # each channel has a gain of its own
+
+
+def test_at_most_so_many_photographs_are_drawn_once_and_for_all(undisturbed):
+    whole = fundus.FundusDataset(undisturbed, "train")
+    few = fundus.FundusDataset(undisturbed, "train", at_most=10)
+    fewer = fundus.FundusDataset(undisturbed, "train", at_most=5)
+    assert len(few) == 10 and set(fewer.names) < set(few.names) < set(whole.names)
+    for i, name in enumerate(few.names):
+        j = whole.names.index(name)
+        assert torch.equal(few[i][0], whole[j][0]) and few.grades[i] == whole.grades[j]
+        assert (few.eyes[i], few.sources[i]) == (whole.eyes[j], whole.sources[j])
+    assert fundus.FundusDataset(undisturbed, "train", at_most=10**6).names == whole.names
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rim": 0.0}, "rim is 0.0"),
+        ({"rim": 1.1}, "rim is 1.1"),
+        ({"at_most": -1}, "at_most is -1"),
+    ],
+)
+def test_a_share_or_a_number_that_cannot_be_is_refused(undisturbed, options, message):
+    with pytest.raises(ValueError, match=message):
+        fundus.FundusDataset(undisturbed, "train", **options)
+
+
 def test_a_response_counts_on_the_retina(raw, undisturbed, tmp_path):
     """All of the disc; of one without contrast, Graham's nine tenths, grey outside."""
     rows, columns = np.mgrid[:SIZE, :SIZE] + 0.5 - SIZE / 2
@@ -944,10 +1010,15 @@ def test_a_response_counts_on_the_retina(raw, undisturbed, tmp_path):
 
     out = fundus.prepare(raw, tmp_path / "out", SIZE, eye="both", contrast="graham")
     data = fundus.FundusDataset(out, "test")
-    assert np.array_equal(data.retina(0), distance <= 0.9)
+    manifest = pd.read_csv(out / "manifest.csv").set_index("image")
     for i, name in enumerate(data.names):
+        box = manifest.loc[name, ["left", "top", "right", "bottom"]].tolist()
+        x, y, width, height = retina.placement(box, SIZE)
+        kept = (rows + 12 > y) & (rows + 12 < y + height)
+        kept &= (columns + 12 > x) & (columns + 12 < x + width)
+        assert np.array_equal(data.retina(i), (distance <= 0.9) & kept)
         grey = opened(undisturbed, name)
-        assert (opened(out, name) == retina.graham(grey)).all()
+        assert (opened(out, name) == retina.graham(grey, box)).all()
         assert (data.photograph(i)[distance > 0.9] == np.float32(128 / 255)).all()
 
 
@@ -1057,3 +1128,15 @@ def test_a_sequencer_of_other_photographs_is_refused_with_what_differs(undisturb
             fundus.require_same_preparation(other, data)
         said = f": {name} {other.get(name)!r} there, {data.about[name]!r} here. Run notebook 04_"
         assert said in str(told.value)
+
+
+def test_a_sequencer_whose_photographs_had_another_rim_is_refused(undisturbed):
+    whole = fundus.FundusDataset(undisturbed, "test")
+    cut = fundus.FundusDataset(undisturbed, "test", rim=0.9)
+    config = whole.preparation | {"prepared": "phantom-24"}
+    fundus.require_same_preparation(config, whole)
+    fundus.require_same_preparation(config | {"rim": 0.9}, cut)
+    with pytest.raises(ValueError, match=r"rim 1\.0 there, 0\.9 here"):
+        fundus.require_same_preparation(config, cut)
+    with pytest.raises(ValueError, match=r"rim 0\.9 there, 1\.0 here"):
+        fundus.require_same_preparation(config | {"rim": 0.9}, whole)
