@@ -22,6 +22,7 @@ from lib import paths
 
 _MEAN = torch.tensor([0.485, 0.456, 0.406])[:, None, None]  # ImageNet's red, green, blue
 _STD = torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+RANDOM = "random"  # as `weights`: none, SqueezeNet starts at random
 _SILENCE = 10  # seconds without an answer after which there is no network
 
 
@@ -146,17 +147,20 @@ class ResidualSequencer(RadiomicSequencer):
 class PretrainedSequencer(RadiomicSequencer):
     """The first layers of SqueezeNet 1.1 and a 1x1 convolution with one kernel for each grade."""
 
-    def __init__(self, classes: int = 5, layers: int = 13) -> None:
+    def __init__(self, classes: int = 5, layers: int = 13, dropout: float = 0.0) -> None:
         """Build it with random weights; `build_sequencer` puts ImageNet's in.
 
         Args:
             classes: kernels of the last convolution.
             layers: how many of SqueezeNet's, at most 13, the last a Fire module.
+            dropout: of the features, in training: SqueezeNet has it before its last convolution.
         """
         nn.Module.__init__(self)
         self.config = {"classes": classes, "layers": layers}
         self.features = models.squeezenet1_1(weights=None).features[:layers]
         fire = self.features[-1]  # it ends in two convolutions, side by side
+        if dropout:
+            self.features.append(nn.Dropout(dropout))
         width = fire.expand1x1.out_channels + fire.expand3x3.out_channels
         self.head = nn.Conv2d(width, classes, 1)
         _start_at_zero(self.head)
@@ -176,7 +180,7 @@ SEQUENCERS = {
 
 
 def build_sequencer(
-    body: str, mean: Tensor, std: Tensor, weights: str = ""
+    body: str, mean: Tensor, std: Tensor, weights: str = "", dropout: float = 0.0
 ) -> tuple[nn.Module, str]:
     """A sequencer to train.
 
@@ -188,21 +192,28 @@ def build_sequencer(
         body: "plain", "residual", "squeezenet" or "squeezenet-frozen".
         mean: (3, 1, 1) float32, what is taken off the photographs, in [0, 1].
         std: (3, 1, 1) float32, what they are divided by.
-        weights: of SqueezeNet, as for `load_imagenet`.
+        weights: of SqueezeNet, as for `load_imagenet`, or `RANDOM`.
+        dropout: of SqueezeNet's features, in training.
 
     Returns:
         The network, and in words where its weights came from.
 
     Raises:
-        ValueError: another body; further as `load_imagenet`.
+        ValueError: another body, or a dropout that it has not; further as `load_imagenet`.
     """
     if body not in SEQUENCERS:
         raise ValueError(f"body is {body!r}; choose one of {', '.join(SEQUENCERS)}")
-    network = SEQUENCERS[body]()
-    if not isinstance(network, PretrainedSequencer):
+    if body == "squeezenet":
+        network = PretrainedSequencer(dropout=dropout)
+    elif dropout:
+        raise ValueError(f"dropout is {dropout}, and {body} has none: set it to 0")
+    else:
+        network = SEQUENCERS[body]()
+    if not isinstance(network, PretrainedSequencer) or weights == RANDOM:
         return network, "random weights"
     trained, origin = load_imagenet("squeezenet1_1", weights)
-    network.features.load_state_dict(trained.features[: len(network.features)].state_dict())
+    layers = network.config["layers"]
+    network.features.load_state_dict(trained.features[:layers].state_dict())
     first = network.features[0]
     with torch.no_grad():
         first.bias += (first.weight * ((mean - _MEAN) / _STD)).sum((1, 2, 3))

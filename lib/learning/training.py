@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # Fabric and scikit-learn are slow to import: whoever only pr
 _LINE = "epoch {epoch:3d}  loss {loss:.3f}  val loss {val_loss:.3f}  accuracy {val_accuracy:.3f}"
 _Objective = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 _FOLDS = 5
+PRECISIONS = ("32-true", "bf16-mixed")
 _KEPT = "The checkpoint of the epoch before is kept."
 
 
@@ -38,8 +39,10 @@ def fit(
     learning_rate: float = 3e-3,
     seed: int = 0,
     loss: str = "cross-entropy",
-    balanced: bool = False,
+    balanced: float = 0.0,
     select: str = "last",
+    head_rate: float = 1.0,
+    precision: str = "32-true",
     config: dict[str, Any] | None = None,
     device: str | torch.device = "cpu",
     fabric: "Fabric | None" = None,
@@ -73,12 +76,17 @@ def fit(
         learning_rate: the highest of the cycle.
         seed: of the batches and of what the examples draw.
         loss: one of `losses.LOSSES`.
-        balanced: draw every grade equally often; `train` then needs `grades` (n,) int64.
+        balanced: 0 takes every example once; with a more than 0, as many are drawn, one of a grade
+            of n_c examples with probability in proportion to n_c^-a, so that 1 draws every grade
+            equally often; `train` then needs `grades` (n,) int64.
         select: keep the weights of the "last" epoch, or of the first with the highest "kappa" on
             `val`.
+        head_rate: the learning rate of `network.head`, in multiples of the others'.
+        precision: without a `fabric`, "32-true" or "bf16-mixed", in which PyTorch computes the
+            convolutions in 16 bits and keeps the weights in 32.
         config: what else made the result (the data's fingerprint, the network's arguments), able
             to be written as JSON.
-        device: where to train, in float32, without a `fabric`.
+        device: where to train, without a `fabric`.
         fabric: launched, with its devices, machines and precision.
         accumulate: how many parts a step's examples are taken in, one after the other.
         compiled: whether to `torch.compile` the network.
@@ -97,7 +105,7 @@ def fit(
         MemoryError: memory runs out; the message names what to change.
         OSError: the disk is full or does not let write; the checkpoint before is kept.
     """
-    fabric = fabric or _one_device(device)
+    fabric = fabric or _one_device(device, precision)
     out = Path(out)
     settings = {
         "epochs": epochs,
@@ -107,6 +115,7 @@ def fit(
         "loss": loss,
         "balanced": balanced,
         "select": select,
+        "head_rate": head_rate,
         "accumulate": accumulate,
         "network": type(checkpoint.unwrapped(network)).__name__,
         "precision": fabric.strategy.precision.precision,
@@ -120,9 +129,11 @@ def fit(
     with _memory_named(settings):
         _check(settings, network, train, val, fabric, workers)
     with _claimed(fabric, out, settings):
-        optimiser = torch.optim.AdamW(network.parameters(), lr=learning_rate, weight_decay=1e-4)
+        groups = _rates(network, learning_rate, head_rate)
+        optimiser = torch.optim.AdamW(groups, weight_decay=1e-4)
         steps = epochs * math.ceil(len(train) / batch_size)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, total_steps=steps)
+        rates = [group["lr"] for group in groups]
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rates, total_steps=steps)
         parts = {"network": network, "optimiser": optimiser, "schedule": schedule}
         history, best = checkpoint.resume_checkpoint(out, settings, parts, fabric.device)
         if history and fabric.is_global_zero:
@@ -136,7 +147,7 @@ def fit(
         grades = train.grades if balanced else None
         rank, world = fabric.global_rank, fabric.world_size
         for epoch in range(len(history) + 1, epochs + 1):
-            batches = _batches(len(train), batch_size, seed, epoch, grades, rank, world)
+            batches = _batches(len(train), batch_size, seed, epoch, grades, rank, world, balanced)
             loader = DataLoader(
                 _Seeded(train),
                 batch_sampler=batches,
@@ -312,19 +323,26 @@ def _scores(network: nn.Module, images: Tensor) -> Tensor:
 
 
 def _batches(
-    count: int, batch_size: int, seed: int, epoch: int, grades: Tensor | None, rank: int, world: int
+    count: int,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    grades: Tensor | None,
+    rank: int,
+    world: int,
+    balanced: float = 1.0,
 ) -> list[list[list[int]]]:
     """What process `rank` of `world` takes of each batch: lists of [seed of an example, its index].
 
     Every one of `count` examples comes once, in random order. With their `grades` (count,) int64,
-    as many are drawn with replacement, every grade equally often. Batches are even, at most
+    as many are drawn with replacement, as `balanced` of `fit` says. Batches are even, at most
     `batch_size`, and the same for every `world`.
     """
     generator = torch.Generator().manual_seed(1_000_003 * seed + epoch)
     if grades is None:
         order = torch.randperm(count, generator=generator)
     else:
-        weights = 1 / grades.bincount()[grades]
+        weights = 1 / grades.bincount()[grades] ** balanced
         order = torch.multinomial(weights, count, replacement=True, generator=generator)
     seeds = torch.randint(2**62, (count,), generator=generator)
     keys = torch.stack([seeds, order], 1)
@@ -461,7 +479,19 @@ def _arriving(loader: DataLoader, device: str | torch.device) -> Iterator[tuple[
         yield images, labels.to(device)
 
 
-def _one_device(device: str | torch.device) -> "Fabric":
+def _rates(network: nn.Module, learning_rate: float, head_rate: float) -> list[dict[str, Any]]:
+    """The parameters in groups with a learning rate each: one, or the head's beside the others'."""
+    if head_rate == 1:
+        return [{"params": list(network.parameters()), "lr": learning_rate}]
+    head = list(checkpoint.unwrapped(network).head.parameters())
+    others = [weight for weight in network.parameters() if all(weight is not own for own in head)]
+    return [
+        {"params": others, "lr": learning_rate},
+        {"params": head, "lr": head_rate * learning_rate},
+    ]
+
+
+def _one_device(device: str | torch.device, precision: str) -> "Fabric":
     from lightning_fabric import Fabric
 
     device = torch.device(device)
@@ -470,7 +500,26 @@ def _one_device(device: str | torch.device) -> "Fabric":
             f"device is {device}, and PyTorch finds no GPU (torch.cuda.is_available() is False): "
             "take device='cpu', or install the PyTorch that fits this machine's driver"
         )
-    return Fabric(accelerator=device.type, devices=[device.index] if device.index else 1)
+    _require_precision(precision, device)
+    devices = [device.index] if device.index else 1
+    return Fabric(accelerator=device.type, devices=devices, precision=precision)
+
+
+def _require_precision(precision: str, device: torch.device) -> None:
+    """Refuse a precision that the device has not in hardware: it would emulate it, slower."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision!r}; choose one of {', '.join(PRECISIONS)}")
+    if precision == "32-true":
+        return
+    if device.type == "cuda":
+        has_it = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has_it = torch.cpu.get_capabilities().get("avx512_bf16", False)
+    if not has_it:
+        raise ValueError(
+            f"precision is {precision!r}, and this {device.type} does not compute in bfloat16 "
+            "itself, so that training would be slower: take precision '32-true'"
+        )
 
 
 def _check(
@@ -496,6 +545,15 @@ def _check(
             f"start fewer, or raise batch_size from {size}"
         )
     known = getattr(train, "grades", None) is not None
+    if not 0 <= settings["balanced"] <= 1:
+        raise ValueError(f"balanced is {settings['balanced']}; choose 0 to 1")
+    if not settings["head_rate"] > 0:
+        raise ValueError(f"head_rate is {settings['head_rate']}; give more than 0")
+    if settings["head_rate"] != 1 and not hasattr(checkpoint.unwrapped(network), "head"):
+        raise ValueError(
+            f"head_rate is {settings['head_rate']}, and {settings['network']} has no `head` whose "
+            "rate it could be: give 1, or call the last layer so"
+        )
     if settings["balanced"] and not known:
         raise ValueError("balanced needs train.grades, the label of every example, int64")
 

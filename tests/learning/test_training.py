@@ -281,6 +281,74 @@ def test_balanced_batches_hold_every_grade_equally_often_and_each_example_is_fli
     assert 0 < sum(rarest) < len(rarest)
 
 
+@pytest.mark.parametrize(
+    ("exponent", "shares"), [(0.5, (0.70, 0.22, 0.07)), (0.25, (0.82, 0.15, 0.03))]
+)
+def test_between_the_extremes_a_grade_is_drawn_by_a_power_of_its_count(tmp_path, exponent, shares):
+    train = Examples(1000)
+    counts = torch.tensor([900, 90, 10])
+    train.labels = train.grades = torch.arange(3).repeat_interleave(counts)
+    powers = counts ** (1 - exponent)  # n_c examples, each with probability n_c^-a
+    assert (powers / powers.sum()).tolist() == pytest.approx(shares, abs=0.01)
+    fit(tmp_path / "run", linear(), train, balanced=exponent, batch_size=250)
+    drawn = train.grades[torch.tensor(train.order)].bincount() / 3000
+    assert drawn.tolist() == pytest.approx(shares, abs=0.04)
+
+
+def test_the_head_learns_at_its_own_rate(tmp_path):
+    """AdamW's first step is the rate times the sign of the gradient, for each weight."""
+
+    class Headed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.features, self.head = nn.Linear(16, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.head(self.features(x.flatten(1)))
+
+    steps = {}
+    for rate in (1.0, 5.0):
+        net, before = Headed(), Headed()
+        fit(tmp_path / str(rate), net, head_rate=rate, epochs=1, batch_size=10, learning_rate=1)
+        for name, weight in net.named_parameters():
+            steps[rate, name] = (weight - before.get_parameter(name)).abs().median().item()
+    assert steps[5.0, "features.weight"] == pytest.approx(steps[1.0, "features.weight"], rel=0.01)
+    assert steps[5.0, "head.weight"] == pytest.approx(5 * steps[1.0, "head.weight"], rel=0.01)
+
+
+HAS_BF16 = torch.cpu.get_capabilities().get("avx512_bf16", False)
+
+
+@pytest.mark.skipif(not HAS_BF16, reason="this processor does not compute in bfloat16")
+def test_bf16_computes_in_16_bits_and_keeps_the_weights_in_32(tmp_path):
+    seen = set()
+
+    class Spy(nn.Flatten):
+        def forward(self, x):
+            seen.add((self.training, x.dtype))
+            return super().forward(x)
+
+    nets = []
+    for precision in training.PRECISIONS:
+        torch.manual_seed(0)
+        nets.append(nn.Sequential(nn.Conv2d(1, 4, 3), Spy(), nn.Linear(16, 3)))
+        fit(tmp_path / precision, nets[-1], precision=precision)
+    assert (True, torch.bfloat16) in seen
+    full, half = (net[0].weight for net in nets)
+    assert half.dtype == torch.float32 and not torch.equal(full, half)
+    assert torch.allclose(full, half, atol=0.02)
+    config = json.loads((tmp_path / "bf16-mixed" / "config.json").read_text())
+    assert config["precision"] == "bf16-mixed"
+
+
+def test_bf16_is_refused_where_the_processor_would_emulate_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False})
+    with pytest.raises(ValueError, match=r"does not compute in bfloat16 itself.*'32-true'"):
+        fit(tmp_path / "run", precision="bf16-mixed")
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_result_does_not_depend_on_pytorchs_global_generator_nor_moves_it(
     tmp_path, undisturbed
 ):
@@ -330,7 +398,7 @@ def test_it_leaves_the_four_files_and_the_checkpoint_and_prints_a_line_an_epoch(
     assert json.loads((out / "metrics.json").read_text()) == table.loc[2].to_dict()
     assert json.loads((out / "config.json").read_text()) == {
         "epochs": 3, "batch_size": 4, "learning_rate": 3e-3, "seed": 5, "loss": "cross-entropy",
-        "balanced": False, "select": "last", "accumulate": 1, "precision": "32-true",
+        "balanced": 0, "select": "last", "head_rate": 1, "accumulate": 1, "precision": "32-true",
         "network": "Sequential", "train": 10, "val": 7, "channels": [4],
     }  # fmt: skip
     assert not net.training
@@ -896,6 +964,10 @@ def graded(labels):
         ),
         ({"select": "test"}, "select is 'test'; choose one of last, kappa"),
         ({"balanced": True, "train": Unlabelled()}, "balanced needs train.grades"),
+        ({"balanced": 1.5}, "balanced is 1.5; choose 0 to 1"),
+        ({"head_rate": 0}, "head_rate is 0; give more than 0"),
+        ({"head_rate": 5.0}, "head_rate is 5.0, and Sequential has no `head`"),
+        ({"precision": "16"}, "precision is '16'; choose one of 32-true, bf16-mixed"),
         ({"train": Graded(5)}, "train has 5 examples and 0 grades"),
         (
             {"train": graded([0, 0, 1, 0, 0, 1, 0, 1, 0, 1])},
