@@ -38,6 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = ROOT / "notebooks"
 PROFILES = NOTEBOOKS / "profiles"
 RECORDED = ROOT / "data" / "recorded"
+WEIGHTS = ROOT / "data" / "weights"
 DATA = Path(_moved("COMPANION_DATA", "data"))
 BUILD = Path(_moved("COMPANION_BUILD", "build"))
 RAW = DATA / "raw"
