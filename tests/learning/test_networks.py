@@ -228,6 +228,30 @@ def test_the_other_sequencers_start_at_random_and_an_unknown_body_is_refused():
         networks.build_sequencer("vgg", mean, std)
 
 
+def test_a_squeezenet_may_start_at_random_and_drop_features_in_training_alone():
+    mean, std = torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
+    torch.manual_seed(0)
+    network, origin = networks.build_sequencer("squeezenet", mean, std, networks.RANDOM, 0.5)
+    assert origin == "random weights"
+    plain = networks.SEQUENCERS["squeezenet"]()
+    plain.load_state_dict(network.state_dict())  # dropout has no weights
+    network.eval(), plain.eval()
+    images = torch.rand(2, 3, 64, 64)
+    assert torch.equal(network.features(images), plain.features(images))
+    kept = plain.features(images)
+    dropped = network.train().features(images)
+    zeros = (dropped == 0) & (kept != 0)
+    assert 0.4 < zeros.sum() / (kept != 0).sum() < 0.6
+    assert torch.allclose(dropped[~zeros], 2 * kept[~zeros], rtol=1e-4)
+
+
+def test_a_dropout_that_a_body_has_not_is_refused():
+    mean, std = torch.zeros(3, 1, 1), torch.ones(3, 1, 1)
+    for body in ("plain", "residual", "squeezenet-frozen"):
+        with pytest.raises(ValueError, match=f"dropout is 0.3, and {body} has none"):
+            networks.build_sequencer(body, mean, std, networks.RANDOM, 0.3)
+
+
 @pytest.mark.parametrize("kind", ["safetensors", "pth"])
 def test_weights_are_read_from_a_path_and_from_the_data_sets_folder(
     squeezenet, kind, tmp_path, monkeypatch
