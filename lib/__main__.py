@@ -4,7 +4,7 @@
     python -m lib sweep mnist [--dry-run] [--retry] [--workers 2 | --cluster tcp://HOST:8786]
     python -m lib sweep 02 -g seed 0,1,2 -g epochs 1,3 [-p NAME VALUE] [--profile P] [--name N]
     python -m lib list
-    python -m lib explain PHOTO... --sequencer RUN --out DIR [--relu guided]
+    python -m lib explain PHOTO... --out DIR [--sequencer RUN] [--relu guided] [--no-figures]
 
 Installed, it is called `companion`.
 """
@@ -71,7 +71,9 @@ def main(arguments: list[str] | None = None) -> int:
         "photographs", nargs="+", metavar="PHOTO", help="a file, or a folder of any number of them"
     )
     command.add_argument(
-        "--sequencer", required=True, help="name or path of a run in data/sequencers/"
+        "--sequencer",
+        help="name or path of a run in data/sequencers/; by default the published weights, which "
+        "are for research and teaching only, not for clinical use",
     )
     command.add_argument(
         "--out",
@@ -79,6 +81,9 @@ def main(arguments: list[str] | None = None) -> int:
         help="new folder for results.csv and figures, or that of the same command before",
     )
     command.add_argument("--relu", default="guided", help="reading of CLEAR's Eq. 3 (notebook 02)")
+    command.add_argument(
+        "--no-figures", action="store_true", help="write the tables alone, which is faster"
+    )
     options = parser.parse_args(arguments)
     sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal shows every name
     try:
@@ -134,19 +139,26 @@ def _explain(options: argparse.Namespace) -> int:
     try:
         import torch
 
-        from lib import photographs, results  # seconds, which `run` need not wait for
+        from lib import memory, photographs, results  # seconds, which `run` need not wait for
 
+        memory.keep_freed()
         device = "cuda" if torch.cuda.is_available() else "cpu"
         count, rejects = photographs.explain_files(
-            options.photographs, options.sequencer, options.out, options.relu, device
+            options.photographs,
+            paths.WEIGHTS / "retinas" if options.sequencer is None else options.sequencer,
+            options.out,
+            options.relu,
+            device,
+            not options.no_figures,
         )
     except KeyboardInterrupt:
         print("Stopped. The same command goes on from there.")
         return 130
-    print(
-        f"{count} explained, {len(rejects)} rejected: results.csv, rejects.csv and a figure for "
-        f"each are in {paths.printable(options.out)}"
-    )
+    made = "results.csv and rejects.csv"
+    if not options.no_figures:
+        made = "results.csv, rejects.csv and a figure for each"
+    where = paths.printable(options.out)
+    print(f"{count} explained, {len(rejects)} rejected: {made} are in {where}")
     for line in results.counted(rejects):
         print(line)
     return 0 if count else 1

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from lib import figures
-from lib.data import fundus, retina
+from lib import figures, paths
+from lib.data import fundus, manifest, retina
 from lib.evaluation import localisation
 from lib.learning import checkpoint, losses, networks
 from lib.methods import clear
@@ -25,6 +26,7 @@ TRAINED_BY = "04_radiomic_sequencer"
 # From the disc's centre, in its diameters and radians below the horizontal: Jonas et al. 2015.
 _FOVEA_DISTANCE = 2.65
 _FOVEA_ANGLE = math.radians(7.8)
+_GLOW = 0.006  # deviation of the Gaussian that `glow` smooths with, as a share of the width
 
 Extent = tuple[float, float, float, float]  # left, right, bottom, top, as matplotlib has them
 
@@ -111,6 +113,9 @@ def _read_config(path: Path) -> dict:
             raise ValueError(
                 f"{path}: {name} is {value!r}; it needs a number for each of 3 colours"
             )
+    rim = config.get("rim", 1.0)
+    if type(rim) not in (int, float) or not 0 < rim <= 1:
+        raise ValueError(f"{path}: rim is {rim!r}; it is a share of the radius, above 0, at most 1")
     return config
 
 
@@ -193,6 +198,54 @@ def grade_colours(R: np.ndarray) -> np.ndarray:
     return np.where(responds[..., None], _palette()[R.argmax(0)], 0.25)
 
 
+def glow(R: np.ndarray) -> np.ndarray:
+    """The map as a layer over a photograph: where a grade responds its colour, opaque, else clear.
+
+    Each grade's positive response is smoothed by a Gaussian of 0.6 % of the width, so that a lesion
+    becomes one spot. The opacity is the largest of the five over its 99.5th percentile, 1 at most;
+    the colour is the hue of its grade. For the eye: Eq. 6 itself is `clear_dr_map`.
+
+    Args:
+        R: (5, H, W), the responses.
+
+    Returns:
+        RGBA (H, W, 4) float32 in [0, 1].
+    """
+    from scipy.ndimage import gaussian_filter
+
+    R = np.asarray(R, np.float32).clip(min=0)
+    smooth = gaussian_filter(R, _GLOW * R.shape[-1], axes=(1, 2))
+    response = smooth.max(0)
+    bright = np.percentile(response, 99.5) or response.max() or 1
+    opacity = (response / bright).clip(max=1)
+    colour = _palette().astype(np.float32)[smooth.argmax(0)]
+    return np.concatenate([colour, opacity[..., None]], axis=2)
+
+
+def laid_over(R: np.ndarray, photograph: np.ndarray) -> np.ndarray:
+    """The map laid over the photograph in grey: what responds glows, the rest stays grey.
+
+    Args:
+        R: (5, H, W), the responses; `glow` says what becomes of them.
+        photograph: (H, W, 3), uint8 or in [0, 1], as it was prepared or in its own colours.
+
+    Returns:
+        RGB (H, W, 3) in [0, 1].
+
+    Raises:
+        ValueError: the photograph is of another size than the responses.
+    """
+    photograph = np.asarray(photograph)
+    if photograph.shape != (*R.shape[1:], 3):
+        raise ValueError(
+            f"a photograph {photograph.shape} for responses {R.shape}: bring it to (H, W, 3)"
+        )
+    grey = photograph.mean(2, keepdims=True) / (255 if photograph.dtype == np.uint8 else 1)
+    layer = glow(R)
+    opacity = layer[..., 3:]
+    return (1 - opacity) * grey + opacity * layer[..., :3]
+
+
 def _palette() -> np.ndarray:
     """The grades' colours, (5, 3)."""
     return np.array([hsv_to_rgb((hue, 1, 1)) for hue in clear.GRADE_HUES])
@@ -226,11 +279,37 @@ def draw_eye(
         x0, y0, x1, y1 = region.box
         corners = to_photograph((x0, y0), canvas, size), to_photograph((x1, y1), canvas, size)
         boxes.append((*corners[0], *corners[1]))
-    sheet.pictures(image, clear_dr_map(eye.R), boxes, frame, canvas)
+    sheet.pictures(image, clear_dr_map(eye.R), glow(eye.R), boxes, frame, canvas)
     sheet.grades(eye.probabilities, np.nan_to_num(eye.shares), _palette())
     first, _, _, *regions = describe(eye, disc).split("\n")
     sheet.text(title, "\n".join(textwrap.fill(line, 86) for line in (first, *regions)))
     return sheet.fig
+
+
+def original(dataset: fundus.FundusDataset, i: int) -> tuple[Path, list[int]]:
+    """The file that a prepared photograph was cut from, and the box that was cut out.
+
+    Args:
+        dataset: of prepared photographs.
+        i: which of them.
+
+    Returns:
+        The path; left, top, right, bottom in the pixels of the upright photograph, as
+        `lib.data.retina.cut` takes them.
+
+    Raises:
+        FileNotFoundError: the collection, or the photograph in it, is no longer on disk.
+    """
+    table = pd.read_csv(dataset.folder / "manifest.csv", dtype={"image": str})
+    row = table.set_index("image").loc[dataset.names[i]]
+    labels, _ = manifest.read_labels(paths.RAW / row["source"], dataset.about["eye"])
+    files = labels.set_index("image")["path"]
+    name = row.name
+    if name not in files:  # of several collections: their names stand before
+        name = name.removeprefix(f"{row['source'].replace('_', '-')}_")
+    if name not in files or not files[name].exists():
+        raise FileNotFoundError(f"{row.name} of {row['source']} is no longer in {paths.RAW}")
+    return files[name], [int(row[side]) for side in ("left", "top", "right", "bottom")]
 
 
 def canvas_extent(box: Sequence[int], size: int) -> Extent:

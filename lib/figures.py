@@ -334,6 +334,7 @@ class EyeSheet:
         self,
         image: np.ndarray,
         clear_map: np.ndarray,
+        layer: np.ndarray,
         boxes: list[tuple[float, float, float, float]],
         frame: tuple[float, float, float, float],
         canvas: tuple[float, float, float, float],
@@ -342,24 +343,23 @@ class EyeSheet:
 
         Args:
             image: (h, w, 3), uint8 or in [0, 1].
-            clear_map: RGB (H, W, 3) in [0, 1] of saturation 1.
+            clear_map: RGB (H, W, 3) in [0, 1].
+            layer: the map as it lies over the photograph, RGBA (H, W, 4) in [0, 1].
             boxes: of the regions, (x0, y0, x1, y1) in the photograph's pixels.
             frame: where the image lies in the photograph, (left, right, bottom, top).
             canvas: where the map lies there.
         """
         image = image / 255 if image.dtype == np.uint8 else image
-        value = clear_map.max(2, keepdims=True)  # the saturation is 1: the largest channel
-        hue = clear_map / np.where(value > 0, value, 1)
         nothing = np.zeros((1, 1, 4))
         shown = [
             (image, nothing, boxes),
             (nothing, clear_map, []),
-            (image.mean(2), np.dstack([hue, 0.85 * value]), boxes),
+            (image.mean(2), layer, boxes),
         ]
-        for (ax, below, above), (picture, layer, outlined) in zip(self._panels, shown, strict=True):
+        for (ax, below, above), (picture, upon, outlined) in zip(self._panels, shown, strict=True):
             below.set_data(picture)
             below.set_extent(frame)
-            above.set_data(layer)
+            above.set_data(upon)
             above.set_extent(canvas)
             ax.set(xlim=canvas[:2], ylim=canvas[2:])
             for mark in [*ax.patches, *ax.texts]:

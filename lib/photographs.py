@@ -5,9 +5,11 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,14 +31,14 @@ _UNREAD = 3  # so many that still could not be read, and the rest is not tried
 class _Photograph(NamedTuple):
     """A photograph from disk.
 
-    prepared uint8 (size, size, 3); image, the whole frame on a square canvas to look at; box of the
-    retina and shape, width and height, in the photograph's own pixels; content, what tells it from
-    another of its name.
+    prepared uint8 (size, size, 3); image, the whole frame on a square canvas to look at, where
+    figures are drawn; box of the retina and shape, width and height, in the photograph's own
+    pixels; content, what tells it from another of its name.
     """
 
     path: Path
     prepared: np.ndarray
-    image: np.ndarray
+    image: np.ndarray | None
     box: list
     shape: tuple
     content: dict
@@ -48,12 +50,14 @@ def explain_files(
     out: str | Path,
     relu: str = "guided",
     device: str = "cpu",
+    drawn: bool = True,
 ) -> tuple[int, dict[Path, str]]:
     """Grade photographs from disk and draw their CLEAR-DR figures.
 
-    A few photographs are held at a time. What an interrupted run has done is not done again, unless
-    the photograph has changed since; rejects are tried again. What was explained into `out` before,
-    of other photographs, stays as it is. Nothing that lies in `out` is taken for a photograph.
+    A few photographs are held at a time; while one is drawn the next are explained, and those after
+    them read. What an interrupted run has done is not done again, unless the photograph has changed
+    since; rejects are tried again. What was explained into `out` before, of other photographs,
+    stays as it is. Nothing that lies in `out` is taken for a photograph.
 
     Args:
         photographs: files, and folders, of which all photographs below are meant, in linked
@@ -68,6 +72,8 @@ def explain_files(
             `read_results` reads them.
         relu: the reading of Eq. 3.
         device: where the network computes.
+        drawn: whether a photograph gets a figure; without, the column `figure` of results.csv stays
+            empty until the photograph is explained with one.
 
     Returns:
         How many are explained, and {path: reason} of the files that are not.
@@ -94,7 +100,7 @@ def explain_files(
     paths.make(out)
     with paths.alone(out / "results", "writing"):
         results.require_own(out, made_by)
-        kept = results.Results(out, made_by)
+        kept = _Kept(out, made_by, drawn)
         kept.forget({*kept.below(request)} - {*meant, *left_out})
         for path, reason in left_out.items():
             kept.reject(path, reason)
@@ -102,15 +108,15 @@ def explain_files(
         unread = {}
         try:
             read = _read(left, config, kept, unread)
-            eyes = _eyes(network.to(device), config, read, relu)
-            sheet = figures.EyeSheet(Figure((7, 4.1), dpi=110))
-            for photograph, eye in tqdm(eyes, total=len(left), unit="photograph", disable=None):
-                canvas = explain.canvas_extent(photograph.box, config["size"])
-                frame = explain.canvas_extent((0, 0, *photograph.shape), len(photograph.image))
-                name = results.shortened(photograph.path.name)
-                title = f"{name}, sequencer {results.shortened(run.name)}"
-                fig = explain.draw_eye(sheet, eye, photograph.image, frame, canvas, title)
-                kept.add(photograph.path, photograph.content, _row(eye, canvas), fig)
+            with (
+                closing(_ahead(read)) as read,
+                closing(_ahead(_eyes(network.to(device), config, read, relu))) as eyes,
+            ):
+                sheet = figures.EyeSheet(Figure((7, 4.1), dpi=110))
+                for photograph, eye in tqdm(eyes, total=len(left), unit="photograph", disable=None):
+                    canvas = explain.canvas_extent(photograph.box, config["size"])
+                    fig = _draw(sheet, photograph, eye, canvas, run.name) if drawn else None
+                    kept.add(photograph.path, photograph.content, _row(eye, canvas), fig)
         finally:
             kept.write_tables()
     if unread:
@@ -122,6 +128,54 @@ def explain_files(
         )
     rejects = {path: kept.reasons[path] for path in kept.below(request, kept.reasons)}
     return sum(path in kept.rows for path in meant), rejects
+
+
+class _Kept(results.Results):
+    """`Results` of which some may be without a figure: `figure` is then empty in their row."""
+
+    def __init__(self, out: Path, made_by: dict[str, str], drawn: bool) -> None:
+        self.drawn = drawn
+        super().__init__(out, made_by)
+
+    def _take(self, record: Any) -> None:
+        super()._take(record)
+        if isinstance(record, dict) and record.get("figure") == "" and "stamp" in record:
+            path = Path(record["path"])
+            self.reasons.pop(path, None)
+            self.rows[path] = record
+
+    def has(self, path: Path, content: dict | None = None) -> bool:
+        undrawn = path in self.rows and not self.rows[path]["figure"]
+        return not (self.drawn and undrawn) and super().has(path, content)
+
+    def add(self, path: Path, content: dict, row: dict, fig: Figure | None) -> None:
+        if fig:
+            return super().add(path, content, row, fig)
+        named = {"image": path.name, "figure": "", "path": str(path)}
+        self._add(named | row | content)
+
+
+def _ahead(items: Iterator) -> Iterator:
+    """The items, the next one made in a thread while one is used; to be closed, which ends it."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = thread.submit(next, items, None)
+            yield item
+
+
+def _draw(
+    sheet: figures.EyeSheet,
+    photograph: _Photograph,
+    eye: explain.Eye,
+    canvas: explain.Extent,
+    sequencer: str,
+) -> Figure:
+    """A photograph's figure."""
+    frame = explain.canvas_extent((0, 0, *photograph.shape), len(photograph.image))
+    name = results.shortened(photograph.path.name)
+    title = f"{name}, sequencer {results.shortened(sequencer)}"
+    return explain.draw_eye(sheet, eye, photograph.image, frame, canvas, title)
 
 
 def _run_folder(sequencer: str | Path) -> Path:
@@ -224,7 +278,7 @@ def _within(path: Path, folder: Path) -> bool:
 
 
 def _read(
-    left: list[Path], config: dict, kept: results.Results, unread: dict[Path, OSError]
+    left: list[Path], config: dict, kept: _Kept, unread: dict[Path, OSError]
 ) -> Iterator[_Photograph]:
     """Every photograph that has not been explained as it is now; those at fault are rejected."""
     for path in left:
@@ -232,7 +286,7 @@ def _read(
             data, content = _content(path)
             if kept.has(path, content):
                 continue
-            photograph = _prepared(path, data, content, config)
+            photograph = _prepared(path, data, content, config, kept.drawn)
         except ValueError as error:
             kept.reject(path, str(error))
         except OSError as error:
@@ -262,12 +316,14 @@ def _content(path: Path) -> tuple[bytes, dict]:
             time.sleep(wait)
 
 
-def _prepared(path: Path, data: bytes, content: dict, config: dict) -> _Photograph:
+def _prepared(path: Path, data: bytes, content: dict, config: dict, drawn: bool) -> _Photograph:
     """Raises ValueError with the reason for which a photograph is rejected."""
     prepared, box, shape = retina.extract(
         data, path.name, config["size"], config["crop"], config["contrast"]
     )
-    image, _, _ = retina.extract(data, path.name, min(_SHOWN, max(shape)), crop=False)
+    image = None
+    if drawn:
+        image, _, _ = retina.extract(data, path.name, min(_SHOWN, max(shape)), crop=False)
     return _Photograph(path, prepared, image, box, shape, content)
 
 
@@ -282,7 +338,8 @@ def _eyes(
     while batch := list(islice(photographs, at_once)):
         stacked = np.stack([photograph.prepared for photograph in batch])
         images = torch.from_numpy(stacked).permute(0, 3, 1, 2)
-        images = fundus.normalise(images, mean, std).to(device)
+        images = fundus.normalise(images, mean, std)
+        images = fundus.without_rim(images, config.get("rim", 1.0)).to(device)
         eyes = explain.explain_images(network, images, relu, config["loss"])
         yield from zip(batch, eyes, strict=True)
 

@@ -5,12 +5,14 @@ import json
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
-from lib import explain
-from lib.data import retina
+from lib import explain, paths
+from lib.data import fundus, phantom, retina
 from lib.evaluation import localisation
 from lib.learning import networks
 from lib.methods import clear
@@ -50,6 +52,76 @@ def test_colours_are_the_dominant_grades_and_grey_where_hardly_anything_responds
     np.testing.assert_allclose(colours[1], colorsys.hsv_to_rgb(clear.GRADE_HUES[0], 1, 1))
     assert (colours[2:] == 0.25).all()
     assert (explain.grade_colours(-R) == 0.25).all()
+
+
+def test_what_responds_glows_in_its_grades_colour_and_the_rest_stays_grey():
+    R = np.full((5, 200, 200), -1, np.float32)
+    R[3, 40:60, 40:60], R[1, 40:60, 40:60], R[2, 150, 150] = 4, 3, 1
+    photograph = np.zeros((200, 200, 3), np.uint8)
+    photograph[...] = 30, 60, 90
+    drawn = explain.laid_over(R, photograph)
+    grey = 60 / 255
+    np.testing.assert_allclose(drawn[50, 50], colorsys.hsv_to_rgb(clear.GRADE_HUES[3], 1, 1))
+    np.testing.assert_allclose(drawn[100:140, 80:140], grey, atol=1e-6)
+    # A single pixel of 1, smoothed by 1.2 pixels, peaks at 1 / (2 pi 1.2 ** 2); the square is 4.
+    opacity = 1 / (2 * math.pi * 1.2**2) / 4
+    colour = np.array(colorsys.hsv_to_rgb(clear.GRADE_HUES[2], 1, 1))
+    expected = (1 - opacity) * grey + opacity * colour
+    np.testing.assert_allclose(drawn[150, 150], expected, rtol=0.02)
+    np.testing.assert_allclose(explain.laid_over(R, photograph / 255), drawn)
+    np.testing.assert_allclose(explain.laid_over(-np.abs(R), photograph), grey, atol=1e-6)
+    with pytest.raises(ValueError, match=r"a photograph \(100, 100, 3\) for responses"):
+        explain.laid_over(R, photograph[:100, :100])
+
+
+def test_a_few_strong_pixels_do_not_make_the_map_dark():
+    R = np.zeros((5, 200, 200), np.float32)
+    R[4, 100:140, 100:140] = 1
+    R[4, 20, 20] = 1000
+    assert explain.glow(R)[120, 120, 3] == pytest.approx(1)
+    R[4, 100:140, 100:140] = 0  # so few that the percentile is 0
+    assert explain.glow(R)[20, 20, 3] == 1
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_the_original_of_a_prepared_photograph_is_found_in_its_collection(
+    tmp_path, monkeypatch, several
+):
+    monkeypatch.setattr(paths, "RAW", tmp_path / "raw")
+    monkeypatch.setattr(paths, "PREPARED", tmp_path)
+    folders = []
+    for source in ("the_first", "second")[: 1 + several]:
+        folders.append(tmp_path / "raw" / source)
+        folders[-1].mkdir(parents=True)
+        rows = []
+        for number, split in enumerate(("train", "train", "val", "test")):
+            seed = len(rows) + 10 * len(folders)
+            image = phantom.draw_photograph(number, seed, 120)[0]
+            image = np.pad(image, ((3, 3), (20, 20), (0, 0)))
+            Image.fromarray(image).save(folders[-1] / f"eye_{number}.png")
+            rows.append((f"eye_{number}", number, split))
+        table = pd.DataFrame(rows, columns=["image", "level", "split"])
+        table.assign(patient=table.image).to_csv(folders[-1] / "labels.csv", index=False)
+    raw = folders if several else folders[0]
+    test = fundus.FundusDataset(fundus.prepare(raw, tmp_path / "set", 64, "both"), "test")
+    for i in range(len(test)):
+        file, box = explain.original(test, i)
+        shown = retina.cut(retina.read_photograph(file), box, 64)
+        np.testing.assert_array_equal(shown, (test.photograph(i) * 255).round())
+    assert len(test) == 1 + several
+    file.unlink()
+    with pytest.raises(FileNotFoundError, match=r"eye_3"):
+        explain.original(test, len(test) - 1)
+
+
+@pytest.mark.parametrize("rim", [0, 1.01, "0.9", True, math.nan])
+def test_a_rim_that_cannot_be_is_named(sequencer, rim):
+    config = json.loads((sequencer / "config.json").read_text())
+    (sequencer / "config.json").write_text(json.dumps(config | {"rim": rim}))
+    with pytest.raises(ValueError, match=r"rim is .*; it is a share of the radius"):
+        explain.load_sequencer(sequencer)
+    (sequencer / "config.json").write_text(json.dumps(config | {"rim": 0.94}))
+    assert explain.load_sequencer(sequencer)[1]["rim"] == 0.94
 
 
 @pytest.mark.parametrize("x", [30, 130])

@@ -224,9 +224,11 @@ def test_a_sheet_shows_each_eye_anew_with_its_first_region_in_red():
     sheet = figures.EyeSheet(fig)
     clear_map = np.zeros((8, 8, 3))
     clear_map[2, 5] = (0, 1, 0)
-    canvas_place = (0, 80, 80, 0)  # in the pixels of a photograph of 80 x 80
+    layer = np.dstack([clear_map, clear_map[..., 1]])
+    place = (0, 80, 80, 0)  # in the pixels of a photograph of 80 x 80
     for boxes in ([(0, 0, 80, 80)], [(40, 10, 70, 40), (5, 50, 20, 70)]):
-        sheet.pictures(np.full((80, 80, 3), 51, np.uint8), clear_map, boxes, *[canvas_place] * 2)
+        grey = np.full((80, 80, 3), 51, np.uint8)
+        sheet.pictures(grey, clear_map, layer, boxes, place, place)
     sheet.grades(np.array([0, 0, 0.75, 0.25, 0]), np.eye(5)[2], np.eye(5)[:, :3])
     sheet.text("a title", "two\nlines")
     fig.canvas.draw()

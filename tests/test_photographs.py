@@ -99,6 +99,66 @@ def test_what_was_interrupted_goes_on_and_explains_nothing_twice(
     assert (out / "results.csv").read_bytes() == (whole / "results.csv").read_bytes()
 
 
+def test_without_figures_there_are_the_same_tables_and_figures_can_follow(
+    sequencer, folder, tmp_path, capsys
+):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    photographs.explain_files([folder], sequencer, whole)
+    command = ["explain", str(folder), "--sequencer", str(sequencer), "--out", str(out)]
+    for _ in range(2):
+        assert __main__.main([*command, "--no-figures"]) == 0
+        printed = "".join(capsys.readouterr())
+        assert "5 explained, 2 rejected: results.csv and rejects.csv are in" in printed
+        assert not list(out.glob("*.png"))
+    expected = results.read_results(whole / "results.csv")
+    table = results.read_results(out / "results.csv")
+    assert (table.figure == "").all()
+    assert table.drop(columns="figure").equals(expected.drop(columns="figure"))
+    assert (out / "rejects.csv").read_bytes() == (whole / "rejects.csv").read_bytes()
+    assert photographs.explain_files([folder / "eye0.png"], sequencer, out) == (1, {})
+    assert [file.name for file in out.glob("*.png")] == ["eye0.png"]
+    assert len(results.read_results(out / "results.csv")) == 5
+    assert __main__.main(command) == 0
+    # In the order in which they were done.
+    assert results.read_results(out / "results.csv").equals(expected)
+    before = contents(out)
+    assert __main__.main([*command, "--no-figures"]) == 0 and contents(out) == before
+
+
+def test_beyond_the_rim_of_its_configuration_a_sequencer_sees_nothing(sequencer, tmp_path):
+    """A spot near the edge changes the answer of a network that sees it, and of this one not."""
+    image = phantom.draw_photograph(2, 0, 200)[0]
+    eyes = tmp_path / "eyes"
+    eyes.mkdir()
+    Image.fromarray(image).save(eyes / "plain.png")
+    image[97:103, 3:9] = 255
+    Image.fromarray(image).save(eyes / "spot.png")
+    path = sequencer / "config.json"
+    config = json.loads(path.read_text())
+    scores = {}
+    for rim in (1.0, 0.8):
+        path.write_text(json.dumps(config | {"rim": rim}))
+        photographs.explain_files([eyes], sequencer, tmp_path / str(rim), drawn=False)
+        table = results.read_results(tmp_path / str(rim) / "results.csv").set_index("image")
+        scores[rim] = table[[f"p{grade}" for grade in range(5)]]
+    assert not scores[1.0].loc["plain.png"].equals(scores[1.0].loc["spot.png"])
+    assert scores[0.8].loc["plain.png"].equals(scores[0.8].loc["spot.png"])
+
+
+def test_without_a_name_the_published_sequencer_explains(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(paths, "WEIGHTS", tmp_path / "weights", raising=False)
+    (tmp_path / "weights").mkdir()
+    run.rename(tmp_path / "weights" / "retinas")
+    eye = photograph(tmp_path / "eye.png")
+    assert __main__.main(["explain", str(eye), "--out", str(tmp_path / "out")]) == 0
+    made_by = json.loads((tmp_path / "out" / "explain.json").read_text())
+    assert made_by["sequencer"] == "retinas"
+    with pytest.raises(SystemExit, match="0"):
+        __main__.main(["explain", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "for research and teaching only, not for clinical use" in said
+
+
 def test_photographs_of_one_name_have_figures_of_their_own(sequencer, folder, tmp_path):
     (folder / "left").mkdir()
     Image.fromarray(phantom.draw_photograph(4, 9, 150)[0]).save(folder / "left" / "eye0.png")
