@@ -117,6 +117,7 @@ def _curves(
             curve = []
             for k in range(steps + 1):
                 mixed = torch.where(turn < k * pixels // steps, new, old)
+                mixed = mixed.contiguous(memory_format=torch.channels_last)  # twice as fast
                 scores = network(mixed)
                 cam.check_scores(network, scores, mixed)
                 exact = torch.promote_types(scores.dtype, torch.float32)

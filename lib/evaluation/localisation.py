@@ -285,6 +285,140 @@ def lesion_scores(
     return pd.DataFrame(rows, columns=["lesion", "pointing", "inside", "precision", "chance"])
 
 
+def detections(
+    response: ArrayLike, retina: ArrayLike, smoothing: float = 0.005, apart: float = 0.01
+) -> np.ndarray:
+    """The map as a detector of lesions: its peaks in the retina, each with a score.
+
+    Peaks of the smoothed map as CAMELYON16's FROC takes them from a heat map (Ehteshami Bejnordi
+    et al. 2017; MONAI's `ProbNMS`): of the pixels in a square the highest alone is kept.
+
+    Args:
+        response: (H, W); its positive part counts.
+        retina: (H, W) bool; outside of it nothing is detected.
+        smoothing: the Gaussian's standard deviation, a share of the width.
+        apart: half the square's side, a share of the width; 1 pixel at least.
+
+    Returns:
+        (n, 3) float64: row, column and score, the smoothed response there.
+
+    Raises:
+        ValueError: shapes that do not fit, or NaN.
+    """
+    response, retina = _fitting(response, retina)
+    width = response.shape[1]
+    smooth = ndimage.gaussian_filter(response.clip(min=0) * retina, smoothing * width) * retina
+    reach = max(round(apart * width), 1)
+    peaks = (smooth > 0) & (smooth == ndimage.maximum_filter(smooth, 2 * reach + 1))
+    parts, _ = ndimage.label(peaks, np.ones((3, 3)))  # neighbours of one height are one peak
+    rows, columns = np.nonzero(peaks)
+    _, first = np.unique(parts[peaks], return_index=True)
+    rows, columns = rows[first], columns[first]
+    return np.column_stack([rows, columns, smooth[rows, columns]])
+
+
+def lesion_hits(
+    found: ArrayLike,
+    masks: Mapping[str, ArrayLike],
+    retina: ArrayLike,
+    tolerance: float = 0,
+    traps: Collection[str] = (),
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Which lesions of one photograph the detections find, and which detections are false.
+
+    A lesion is a connected part of a kind's mask, pixels that share a corner connected. It is found
+    by each detection within `tolerance` of it (`widen`), so that one detection may find two lesions
+    that touch. A detection that finds no lesion of any kind is a false positive.
+
+    Args:
+        found: (n, 3), as `detections` returns them.
+        masks: {lesion: bool (H, W)}.
+        retina: (H, W) bool; lesions count within it only.
+        tolerance: pixels, at least 0.
+        traps: the names in `masks` that are no lesions, as the optic disc.
+
+    Returns:
+        {lesion: (lesions,) float64}, the score of the best detection of each, -inf for none; and
+        the scores of the false positives.
+
+    Raises:
+        ValueError: masks that do not fit the retina, or a negative tolerance.
+    """
+    found, retina = np.asarray(found, float).reshape(-1, 3), np.asarray(retina, bool)
+    shapes = [np.shape(mask) for mask in masks.values()]
+    if {retina.shape, *shapes} != {retina.shape} or not tolerance >= 0:
+        raise ValueError(
+            f"masks {shapes}, retina {retina.shape}, tolerance {tolerance}: all (H, W), and pixels"
+        )
+    rows, columns = found[:, :2].astype(int).T
+    scores = found[:, 2]
+    reach = math.floor(tolerance)
+    steps = [step for step in np.ndindex(2 * reach + 1, 2 * reach + 1)]
+    near = [step for step in steps if math.dist(step, (reach, reach)) <= tolerance]
+    hits = {}
+    true = np.zeros(len(found), bool)
+    for name, mask in masks.items():
+        if name in traps:
+            continue
+        parts, count = ndimage.label(np.asarray(mask, bool) & retina, np.ones((3, 3)))
+        parts = np.pad(parts, reach)
+        best = np.full(count + 1, -np.inf)
+        for down, across in near:
+            part = parts[rows + down, columns + across]
+            np.maximum.at(best, part, scores)
+            true |= part > 0
+        hits[name] = best[1:]
+    return hits, scores[~true]
+
+
+def froc(best: ArrayLike, false: ArrayLike, photographs: int) -> pd.DataFrame:
+    """The free-response ROC curve: lesions found against false positives a photograph.
+
+    Chakraborty 1989; CAMELYON16 scores the localisation of metastases by it. One threshold for all
+    photographs runs through all scores from above.
+
+    Args:
+        best: (lesions,) of all photographs, as `lesion_hits` returns them.
+        false: (false positives,) scores, of all photographs.
+        photographs: how many there are, those without a lesion as well.
+
+    Returns:
+        A row for each threshold: threshold, false_positives (a photograph), sensitivity (the share
+        of the lesions found). The first, infinity, finds nothing.
+
+    Raises:
+        ValueError: no lesion, no photograph, or NaN.
+    """
+    best, false = np.sort(np.asarray(best, float)), np.sort(np.asarray(false, float))
+    if not best.size or photographs < 1 or np.isnan(best).any() or np.isnan(false).any():
+        raise ValueError(
+            f"{best.size} lesions in {photographs} photographs: give one at least, and no NaN"
+        )
+    scores = np.unique([*best, *false])
+    thresholds = np.array([np.inf, *scores[np.isfinite(scores)][::-1]])
+    return pd.DataFrame(
+        {
+            "threshold": thresholds,
+            "false_positives": (len(false) - np.searchsorted(false, thresholds)) / photographs,
+            "sensitivity": 1 - np.searchsorted(best, thresholds) / len(best),
+        }
+    )
+
+
+def froc_sensitivity(curve: pd.DataFrame, at: Sequence[float] = (1, 4, 8)) -> list[float]:
+    """The share of lesions found with at most so many false positives a photograph.
+
+    Args:
+        curve: as `froc` returns it.
+        at: false positives a photograph. Nothing is interpolated; a map with fewer peaks than that
+            keeps what it has found with all of them.
+
+    Returns:
+        A share for each, in [0, 1].
+    """
+    return [float(curve.sensitivity[curve.false_positives <= most].max()) for most in at]
+
+
 def grade_shares(grade_map: ArrayLike, response: ArrayLike, grades: int = 5) -> np.ndarray:
     """The share of the positive response that is for each grade.
 

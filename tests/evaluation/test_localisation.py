@@ -518,3 +518,123 @@ def test_hours_as_one_reads_them_off_a_photograph():
 def test_a_diameter_is_positive():
     with pytest.raises(ValueError, match="diameter is 0"):
         localisation.clock_hour((1, 1), (0, 0), 0)
+
+
+# --- FROC
+
+
+def bumps(size, *peaks):
+    """A map that is 0 but for single pixels (row, column, height)."""
+    response = np.zeros((size, size))
+    for row, column, height in peaks:
+        response[row, column] = height
+    return response
+
+
+def test_detections_are_the_peaks_by_hand():
+    response = bumps(20, (3, 4, 5.0), (3, 6, 4.0), (10, 10, 2.0), (15, 2, -9.0), (18, 18, 7.0))
+    retina = np.ones((20, 20), bool)
+    retina[16:] = False
+    found = localisation.detections(response, retina, smoothing=0, apart=0.1)
+    assert found.tolist() == [[3, 4, 5.0], [10, 10, 2.0]], "two pixels off is too near"
+    found = localisation.detections(response, retina, smoothing=0, apart=0.05)
+    assert found.tolist() == [[3, 4, 5.0], [3, 6, 4.0], [10, 10, 2.0]]
+    assert localisation.detections(-response * retina, retina, 0, 0.05).tolist() == [[15, 2, 9.0]]
+
+
+def test_a_plateau_is_one_detection_and_a_map_without_a_positive_value_has_none():
+    response = np.zeros((12, 12))
+    response[2:4, 2:5], response[8, 8:10] = 1, 1
+    found = localisation.detections(response, EVERYWHERE, smoothing=0)
+    assert found.tolist() == [[2, 2, 1], [8, 8, 1]]
+    assert localisation.detections(-response, EVERYWHERE).shape == (0, 3)
+
+
+def test_smoothing_makes_a_ring_one_detection_within_it():
+    ring = bumps(100, (47, 50, 1.0), (53, 50, 1.0), (50, 47, 1.0), (50, 53, 1.0))
+    retina = np.ones((100, 100), bool)
+    assert len(localisation.detections(ring, retina, smoothing=0)) == 4
+    found = localisation.detections(ring, retina, smoothing=0.03)
+    assert found[:, :2].tolist() == [[50, 50]]
+
+
+def test_hits_and_false_positives_by_hand():
+    dark = mask((2, 2), (3, 3), (8, 2))  # two spots: pixels that share a corner are one
+    bright = mask((2, 5), (11, 11))
+    kinds = {"dark": dark, "bright": bright, "disc": mask((5, 9))}
+    found = [(3, 3, 0.9), (2, 4, 0.8), (5, 9, 0.7), (8, 4, 0.6), (9, 2, 0.5), (2, 2, 0.4)]
+    retina = EVERYWHERE.copy()
+    retina[11] = False
+    arguments = (kinds, retina)
+    hits, false = localisation.lesion_hits(found, *arguments, 0, traps=("disc",))
+    assert {kind: best.tolist() for kind, best in hits.items()} == {
+        "dark": [0.9, -np.inf],
+        "bright": [-np.inf],  # of two, one is not on the retina
+    }
+    assert false.tolist() == [0.8, 0.7, 0.6, 0.5]
+    hits, false = localisation.lesion_hits(found, *arguments, 1, traps=("disc",))
+    assert hits["dark"].tolist() == [0.9, 0.5] and hits["bright"].tolist() == [0.8]
+    assert false.tolist() == [0.7, 0.6]
+    hits, false = localisation.lesion_hits(found, *arguments, 2, traps=("disc",))
+    assert hits["dark"].tolist() == [0.9, 0.6] and false.tolist() == [0.7]
+    hits, false = localisation.lesion_hits(found, *arguments, 2)
+    assert hits["disc"].tolist() == [0.7] and not false.size
+
+
+def test_one_detection_finds_both_of_two_lesions_that_touch_when_widened():
+    kinds = {"dark": mask((4, 4), (4, 6))}
+    hits, false = localisation.lesion_hits([(4, 5, 1.0)], kinds, EVERYWHERE, 1)
+    assert hits["dark"].tolist() == [1, 1] and not false.size
+
+
+@pytest.mark.parametrize("tolerance", [0, 1, 1.5, 3])
+def test_hits_agree_with_each_widened_lesion_looked_up(tolerance):
+    rng = np.random.default_rng(3)
+    kinds = {name: rng.random((30, 30)) < 0.03 for name in ("a", "b")}
+    retina = disc(30, 15, 15, 14)
+    found = localisation.detections(rng.random((30, 30)), retina, apart=0.05)
+    hits, false = localisation.lesion_hits(found, kinds, retina, tolerance)
+    anywhere = np.zeros((30, 30), bool)
+    for name, kind in kinds.items():
+        parts, count = ndimage.label(kind & retina, np.ones((3, 3)))
+        for part in range(count):
+            widened = localisation.widen(parts == part + 1, tolerance)
+            anywhere |= widened
+            scores = [score for row, column, score in found if widened[int(row), int(column)]]
+            assert hits[name][part] == max(scores, default=-np.inf)
+        assert len(hits[name]) == count
+    expected = [score for row, column, score in found if not anywhere[int(row), int(column)]]
+    assert false.tolist() == expected
+
+
+def test_no_detection_finds_nothing():
+    hits, false = localisation.lesion_hits(np.zeros((0, 3)), {"a": mask((1, 1))}, EVERYWHERE, 2)
+    assert hits["a"].tolist() == [-np.inf] and false.shape == (0,)
+
+
+def test_froc_by_hand():
+    """Four lesions, three false positives, two photographs."""
+    curve = localisation.froc([0.9, 0.5, -np.inf, 0.2], [0.7, 0.5, 0.1], 2)
+    assert curve.threshold.tolist() == [np.inf, 0.9, 0.7, 0.5, 0.2, 0.1]
+    assert curve.false_positives.tolist() == [0, 0, 0.5, 1, 1, 1.5]
+    assert curve.sensitivity.tolist() == [0, 0.25, 0.25, 0.5, 0.75, 0.75]
+    assert localisation.froc_sensitivity(curve, at=(0, 0.9, 1, 4)) == [0.25, 0.25, 0.75, 0.75]
+    nothing = localisation.froc([-np.inf], [], 1)
+    assert localisation.froc_sensitivity(nothing) == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("score", "arguments", "message"),
+    [
+        ("froc", ([], [1.0], 1), "0 lesions in 1 photographs"),
+        ("froc", ([1.0], [], 0), "1 lesions in 0 photographs"),
+        ("froc", ([math.nan], [], 1), "no NaN"),
+        ("lesion_hits", ([], {"a": mask()}, np.ones((3, 3), bool)), r"masks \[\(12, 12\)\]"),
+        ("lesion_hits", ([], {"a": mask()}, EVERYWHERE, -1), "tolerance -1"),
+        ("detections", (np.zeros((3, 4)), np.ones((4, 3), bool)), r"must both be \(H, W\)"),
+        ("detections", (np.full((3, 3), math.nan), np.ones((3, 3), bool)), "NaN"),
+    ],
+)
+def test_froc_refuses_what_does_not_fit(score, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        getattr(localisation, score)(*arguments)
