@@ -7,8 +7,9 @@ against plain forward passes.
 The rivals are Captum's Deconvolution and GuidedBackprop, called once for each class, and 1 + N
 plain forward passes. All take turns in one process, so that a busy machine is busy for all; medians
 of the rounds are compared. Memory is what a single call adds to the largest resident size of a
-fresh process. Trained weights and images are those of notebooks 02 and 04, photographs enlarged;
-random weights are PyTorch's, with a normal last layer."""
+fresh process. Trained weights and images are those of notebooks 02 and 04, photographs enlarged,
+and at 448 pixels the published sequencer's, of five grades and batches of two; random weights are
+PyTorch's, with a normal last layer."""
 
 import argparse
 import json
@@ -34,6 +35,7 @@ CASES = {
     "28x28, N=10, batch 64": (28, 64),
     "192x192, N=5, batch 4": (192, 4),
     "512x512, N=5, batch 1": (512, 1),
+    "448x448, published": (448, 2),
 }
 METHODS = (
     "clear guided",
@@ -46,23 +48,31 @@ METHODS = (
 )
 
 
+def untrained(size):
+    """A network as the case with images of that size has it, with random weights."""
+    if size == 28:
+        return networks.AllConvNet(channels=(32, 64, 128))
+    return networks.PretrainedSequencer() if size == 448 else networks.RadiomicSequencer()
+
+
 def network_and_images(case, weights):
     """What notebook 02 or 04 trained, or the same with random weights, and `case`'s images,
     normalised."""
     size, batch = CASES[case]
     if size == 28:
-        network = networks.AllConvNet(channels=(32, 64, 128))
+        network = untrained(size)
         checkpoint.load_network(network, paths.SEQUENCERS / "clear-digits-bundled", "02")
         images = digits.load_digits_split("digits", "test")[0][:batch]
     else:
-        network = networks.RadiomicSequencer()
-        checkpoint.load_network(network, paths.SEQUENCERS / "phantom", "04")
+        network = untrained(size)
+        folder = paths.WEIGHTS / "retinas" if size == 448 else paths.SEQUENCERS / "phantom"
+        checkpoint.load_network(network, folder, "04")
         test = fundus.FundusDataset(paths.PREPARED / "phantom-128", "test")
         images = torch.stack([test[i][0] for i in range(batch)])
         images = functional.interpolate(images, size=(size, size), mode="bilinear")
     if weights == "random":
         torch.manual_seed(0)
-        network = type(network)(**network.config).eval()
+        network = untrained(size).eval()
         torch.nn.init.normal_(network.head.weight)
     return network, images
 
@@ -104,11 +114,9 @@ def memory(case, name):
 
 def print_memory(case, name):
     size, batch = CASES[case]
-    network = (
-        networks.AllConvNet(channels=(32, 64, 128)) if size == 28 else networks.RadiomicSequencer()
-    )
+    network = untrained(size)
     torch.nn.init.normal_(network.head.weight)
-    run = method(name, network.eval(), torch.rand(batch, network.config["in_channels"], size, size))
+    run = method(name, network.eval(), torch.rand(batch, 1 if size == 28 else 3, size, size))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     run()
     added = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
