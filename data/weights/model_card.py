@@ -1,0 +1,121 @@
+"""Write retinas/README.md, the model card of the published sequencer, from the recorded numbers.
+
+python data/weights/model_card.py
+"""
+
+import json
+
+from lib import paths
+
+CARD = """\
+# A sequencer that grades diabetic retinopathy, trained on IDRiD and UTeM
+
+**Not for clinical use.** For research and teaching. `weights.safetensors` holds SqueezeNet
+1.1's convolutions and one 1x1 kernel for each of the five grades, in 16 bits ({megabytes:.1f}
+MB); `config.json` says how it was trained and how its photographs were prepared. `python -m lib
+explain PHOTO... --out DIR` uses it, and checks both by their SHA-256.
+
+## Terms
+
+For academic use with attribution, as UTeM's terms ask. It has learnt from
+
+- IDRiD: P. Porwal et al., *Indian Diabetic Retinopathy Image Dataset*, 2018, CC BY 4.0;
+- UTeM: S. S. Rahim, *Retinal Fundus Image Dataset for Diabetic Retinopathy Detection*, 2025,
+  academic use with attribution;
+- ImageNet, by SqueezeNet 1.1's weights (F. N. Iandola et al. 2016, BSD-2-Clause).
+
+No photograph is in it or beside it.
+
+## How it was made
+
+Notebooks 03 and 04 with profile `retinas`: {train} photographs to learn from, {val} to choose
+the epoch by (quadratic weighted kappa), {test} unseen. Retina cut out, {size} px, local average
+taken off (Graham 2015), everything beyond {rim} of the radius set to the mean. All layers,
+{epochs} epochs, AdamW with one cycle up to {learning_rate:g} (grade kernels {head_rate:g} times
+that), batches of {batch_size}, label smoothing, dropout {dropout}, grades drawn by one over the
+square root of their counts, flips, any rotation, scale 0.9 to 1.12, gain and level of each
+channel, bfloat16. Seed 0, the default's; it was not chosen among the five. Photographs of eyes
+that are scored by their lesions, and their twins, were not learnt from.
+
+## How it grades
+
+Unseen photographs, mean over mirror images; 95 % intervals over photographs. Where a group
+holds both eyes of a patient its interval is somewhat too narrow.
+
+| photographs | number | accuracy | kappa |
+|---|---|---|---|
+{groups}
+
+Always the commonest grade: accuracy {majority:.3f}, kappa 0. Share of each grade that is found:
+
+| grade | 0 | 1 | 2 | 3 | 4 |
+|---|---|---|---|---|---|
+| found | {recall} |
+
+## Where its maps lie
+
+CLEAR-DR, guided reading, {photographs} photographs of IDRiD whose lesions experts outlined,
+widened by 0.5 % of the width: the maximum lies in a lesion in {pointing}; the share of the
+response inside, in multiples of chance:
+
+| any | microaneurysms | haemorrhages | hard exudates | soft exudates | optic disc, no lesion |
+|---|---|---|---|---|---|
+| {times} |
+
+Five trainings, rivals, and what speaks against the maps: notebook 06.
+
+## Limits
+
+- Mild retinopathy (grade 1) is found least; a photograph called healthy may have
+  microaneurysms.
+- Two cameras, two countries, adults of unknown ages; other cameras, dilated or not, were never
+  tried.
+- Photographs that cannot be graded are graded all the same: it has no notion of quality, and
+  none of other diseases.
+- Its probabilities are not calibrated (notebook 04 says by how much).
+- A map shows what the kernels respond to, not why a grade was given (notebook 06, 6.3 and 6.4).
+"""
+
+
+def interval(score: dict) -> str:
+    """A score with its interval."""
+    return "{value:.3f} [{low:.2f}, {high:.2f}]".format(**score)
+
+
+def model_card() -> str:
+    """The text of the card, from data/recorded/retinas and the published config.json."""
+    folder = paths.WEIGHTS / "retinas"
+    config = json.loads((folder / "config.json").read_text())
+    grades, maps = (
+        json.loads((paths.RECORDED / "retinas" / f"{notebook}.json").read_text())["numbers"]
+        for notebook in ("04_radiomic_sequencer", "06_clear_dr_scored")
+    )
+    groups = [
+        f"| all | {grades['test']} | {interval(grades['accuracy'])} | {interval(grades['kappa'])} |"
+    ]
+    for name, group in grades["by_source"].items():
+        scores = f"{interval(group['accuracy'])} | {interval(group['kappa'])}"
+        groups.append(f"| {name} | {group['photographs']} | {scores} |")
+    lesions = maps["lesions"]
+    kinds = ("any lesion", "microaneurysm", "haemorrhage", "hard exudate", "cotton wool spot")
+    times = [lesions[kind]["times_chance"] for kind in (*kinds, "optic disc")]
+    return CARD.format(
+        megabytes=(folder / "weights.safetensors").stat().st_size / 1e6,
+        groups="\n".join(groups),
+        recall=" | ".join(f"{grades['recall'][str(grade)]:.2f}" for grade in range(5)),
+        majority=grades["majority_rate"],
+        photographs=lesions["any lesion"]["photographs"],
+        pointing="{value:.0%} [{low:.0%}, {high:.0%}]".format(**lesions["any lesion"]["pointing"]),
+        times=" | ".join("{value:.1f} [{low:.1f}, {high:.1f}]".format(**score) for score in times),
+        **{name: grades[name] for name in ("train", "val", "test")},
+        **{
+            name: config[name]
+            for name in (
+                *("size", "rim", "epochs", "learning_rate", "head_rate", "batch_size", "dropout"),
+            )
+        },
+    )
+
+
+if __name__ == "__main__":
+    (paths.WEIGHTS / "retinas" / "README.md").write_text(model_card(), encoding="utf-8")
