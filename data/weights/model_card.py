@@ -28,14 +28,14 @@ No photograph is in it or beside it.
 
 ## How it was made
 
-Notebooks 03 and 04 with profile `retinas`: {train} photographs to learn from, {val} to choose
-the epoch by (quadratic weighted kappa), {test} unseen. Retina cut out, {size} px, local average
-taken off (Graham 2015), everything beyond {rim} of the radius set to the mean. All layers,
-{epochs} epochs, AdamW with one cycle up to {learning_rate:g} (grade kernels {head_rate:g} times
-that), batches of {batch_size}, label smoothing, dropout {dropout}, grades drawn by one over the
-square root of their counts, flips, any rotation, scale 0.9 to 1.12, gain and level of each
-channel, bfloat16. Seed 0, the default's; it was not chosen among the five. Photographs of eyes
-that are scored by their lesions, and their twins, were not learnt from.
+Notebooks 03 and 04 with profile `retinas`: {train} photographs to learn from, {val} to watch,
+{test} unseen. Retina cut out, {size} px, local average taken off (Graham 2015), everything
+beyond {rim} of the radius set to the mean. All layers, {epochs} epochs, AdamW with one cycle up
+to {learning_rate:g} (grade kernels {head_rate:g} times that), batches of {batch_size}, label
+smoothing, dropout {dropout}, grades drawn by one over the square root of their counts, flips,
+any rotation, scale 0.9 to 1.12, gain and level of each channel, bfloat16. Seed 0, the
+default's; it was not chosen among the five. Photographs of eyes that are scored by their
+lesions, and their twins, were not learnt from.
 
 ## How it grades
 
