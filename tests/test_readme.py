@@ -101,7 +101,7 @@ def starts(words, tmp_path, monkeypatch, capsys):
 
 def explains(words, tmp_path, monkeypatch, capsys):
     """As printed, with a photograph for PHOTO... and a folder for DIR, beside a trained phantom."""
-    image = Image.fromarray(phantom.draw_photograph(2, 0, 120)[0])
+    image = Image.fromarray(phantom.draw_photograph(2, 0, 480)[0])
     image.save(tmp_path / "eye.png")
     (tmp_path / "data" / "sequencers").mkdir(parents=True)
     (tmp_path / "run").rename(tmp_path / "data" / "sequencers" / "phantom")

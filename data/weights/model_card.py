@@ -11,8 +11,8 @@ CARD = """\
 # A sequencer that grades diabetic retinopathy, trained on IDRiD and UTeM
 
 **Not for clinical use.** For research and teaching. `weights.safetensors` holds SqueezeNet
-1.1's convolutions and one 1x1 kernel for each of the five grades, in 16 bits ({megabytes:.1f}
-MB); `config.json` says how it was trained and how its photographs were prepared. `python -m lib
+1.1's convolutions and one 1x1 kernel for each of the five grades ({megabytes:.1f} MB);
+`config.json` says how it was trained and how its photographs were prepared. `python -m lib
 explain PHOTO... --out DIR` uses it, and checks both by their SHA-256.
 
 ## Terms

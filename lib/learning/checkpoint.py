@@ -242,25 +242,18 @@ def save_run(
 
 
 def publish(run: Path, out: Path) -> None:
-    """Write a finished run's weights in 16 bits, with its config.json, for others to use.
+    """Copy a finished run's weights and its config.json for others to use.
 
     `load_network` reads them as it reads the run's, and checks the SHA-256 in them likewise.
 
     Args:
         run: the run's folder.
         out: folder for weights.safetensors and config.json; both are replaced.
-
-    Raises:
-        ValueError: a weight is beyond what 16 bits hold.
     """
-    settings = _settings_in(run)
-    weights = {name: value.half() for name, value in load_file(run / _WEIGHTS).items()}
-    for name, value in weights.items():
-        if not value.isfinite().all():
-            raise ValueError(f"{name} of {run} is beyond what float16 holds: publish it in 32 bits")
-    content = save(weights, {"sha256": _digest(settings, weights)})
-    paths.write(paths.make(out) / _WEIGHTS, lambda beside: beside.write_bytes(content))
-    _write_json(out / _CONFIG, settings)
+    paths.make(out)
+    for name in (_WEIGHTS, _CONFIG):
+        content = (run / name).read_bytes()
+        paths.write(out / name, lambda beside, content=content: beside.write_bytes(content))
 
 
 def load_network(
