@@ -68,8 +68,8 @@ Five trainings, rivals, and what speaks against the maps: notebook 06.
 
 - Mild retinopathy (grade 1) is found least; a photograph called healthy may have
   microaneurysms.
-- Two cameras, two countries, adults of unknown ages; other cameras, dilated or not, were never
-  tried.
+- It has seen two collections; other cameras, countries and widths of the pupil were never tried.
+- The optic disc is no lesion, and responds as the table says.
 - Photographs that cannot be graded are graded all the same: it has no notion of quality, and
   none of other diseases.
 - Its probabilities are not calibrated (notebook 04 says by how much).
