@@ -1,5 +1,6 @@
 """One list of dependencies in pyproject.toml, and whatever repeats it in step with it."""
 
+import itertools
 import os
 import re
 import shutil
@@ -17,12 +18,13 @@ from lib.__main__ import main
 
 PYPROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
-DEPENDENCIES = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
+EXTRAS = PROJECT["optional-dependencies"]
+DEPENDENCIES = [*PROJECT["dependencies"], *itertools.chain(*EXTRAS.values())]
 LOCK = (paths.ROOT / "requirements.lock").read_text()
 PINS = [Requirement(line) for line in re.findall(r"^[^#\s].*", LOCK, re.M)]
 COMPILE = (
-    "uv pip compile --universal --python-version 3.11 --extra dev --no-header "
-    "pyproject.toml -o requirements.lock"
+    f"uv pip compile --universal --python-version 3.11 --extra {' --extra '.join(EXTRAS)} "
+    "--no-header pyproject.toml -o requirements.lock"
 )
 
 
