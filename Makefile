@@ -1,10 +1,10 @@
-# make run | test | lab | lint | clean: each sets up .venv first where it is missing or out of date.
+# make run | test | lab | lint | site | clean: each sets up .venv first where it is missing or out of date.
 # Options: make run ARGS="--profile smoke --only 02"; make run PYTHON=/path/to/python3.12
 PYTHON ?= python3
 ARGS ?=
 FRESH := build/test
 
-.PHONY: run test lab lint clean
+.PHONY: run test lab lint site clean
 
 run: .venv/.ready
 	.venv/bin/python -m lib run $(ARGS)
@@ -34,6 +34,11 @@ lint: .venv/.ready
 
 lab: .venv/.ready
 	.venv/bin/python -m jupyterlab notebooks
+
+# The committed notebooks as they are, the texts and the API of lib, to be read without the network.
+site: .venv/.ready
+	.venv/bin/python -m sphinx -q -W --keep-going -E -d build/doctrees -c docs . build/site
+	@echo "Open build/site/index.html"
 
 clean:
 	rm -rf build .pytest_cache .ruff_cache *.egg-info

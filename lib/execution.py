@@ -275,10 +275,10 @@ def execute(
 
 
 def _write_page(notebook: Path, page: Path) -> None:
-    from nbconvert import HTMLExporter
+    from lib.page import html  # nbconvert, a second which only a run should wait for
 
-    html, _ = HTMLExporter().from_filename(str(notebook))
-    paths.write(page, lambda beside: beside.write_text(html, encoding="utf-8"))
+    written = html(notebook)
+    paths.write(page, lambda beside: beside.write_text(written, encoding="utf-8"))
 
 
 def _failure(output: Path, error: str) -> str:

@@ -1,5 +1,6 @@
 """One list of dependencies in pyproject.toml, and whatever repeats it in step with it."""
 
+import itertools
 import os
 import re
 import shutil
@@ -17,12 +18,13 @@ from lib.__main__ import main
 
 PYPROJECT = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
-DEPENDENCIES = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
+EXTRAS = PROJECT["optional-dependencies"]
+DEPENDENCIES = [*PROJECT["dependencies"], *itertools.chain(*EXTRAS.values())]
 LOCK = (paths.ROOT / "requirements.lock").read_text()
 PINS = [Requirement(line) for line in re.findall(r"^[^#\s].*", LOCK, re.M)]
 COMPILE = (
-    "uv pip compile --universal --python-version 3.11 --extra dev --no-header "
-    "pyproject.toml -o requirements.lock"
+    f"uv pip compile --universal --python-version 3.11 --extra {' --extra '.join(EXTRAS)} "
+    "--no-header pyproject.toml -o requirements.lock"
 )
 
 
@@ -113,7 +115,7 @@ def make(checkout, *arguments, **environment):
     return subprocess.run(command, env=outer | environment, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("target", ["run", "test", "lab", "lint"])
+@pytest.mark.parametrize("target", ["run", "test", "lab", "lint", "site"])
 def test_make_sets_up_once_and_again_only_when_the_lock_or_pyproject_changes(checkout, target):
     assert "pip install" not in make(checkout, "-n", target).stdout
     for name in ("requirements.lock", "pyproject.toml"):
