@@ -1,10 +1,10 @@
-# make run | test | lab | lint | clean: each sets up .venv first where it is missing or out of date.
+# make run | test | lab | exercises | lint | clean: each sets up .venv first where it is missing or out of date.
 # Options: make run ARGS="--profile smoke --only 02"; make run PYTHON=/path/to/python3.12
 PYTHON ?= python3
 ARGS ?=
 FRESH := build/test
 
-.PHONY: run test lab lint clean
+.PHONY: run test lab exercises lint clean
 
 run: .venv/.ready
 	.venv/bin/python -m lib run $(ARGS)
@@ -34,6 +34,10 @@ lint: .venv/.ready
 
 lab: .venv/.ready
 	.venv/bin/python -m jupyterlab notebooks
+
+# Student and solution notebooks; one that somebody has worked in is kept beside the new one.
+exercises: .venv/.ready
+	.venv/bin/python exercises/make_copies.py
 
 clean:
 	rm -rf build .pytest_cache .ruff_cache *.egg-info
