@@ -6,7 +6,10 @@ has a name in `answers.py`, or wrong otherwise gets a sentence that says so.
 
 import copy
 import hashlib
+import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import cache
 from typing import Any
 
@@ -125,8 +128,7 @@ def _results(exercise: Exercise, answer: Any) -> tuple[list, str]:
     given = []
     for case in exercise.cases():
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with _silence():
                 given.append(answer(*copy.deepcopy(case)))
         except (Exception, SystemExit) as error:
             said = " ".join(str(error).split())[:200]
@@ -138,6 +140,18 @@ def _results(exercise: Exercise, answer: Any) -> tuple[list, str]:
 def _right(number: str) -> list:
     """What the right answer gives, for each case where it is a function."""
     return _results(EXERCISES[number], EXERCISES[number].right)[0]
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Within this context nothing is printed: nbgrader gives nothing where a check has warned."""
+    with (
+        redirect_stdout(io.StringIO()),
+        redirect_stderr(io.StringIO()),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _elsewhere(number: str, answer: Any) -> str:

@@ -3,6 +3,8 @@
 import io
 import os
 import re
+import sys
+import warnings
 from contextlib import redirect_stdout
 
 import nbformat
@@ -207,6 +209,17 @@ def test_what_an_answer_does_to_its_arguments_changes_nothing():
         return maps
 
     assert checks.find_fault("1.2", spoil) == checks.find_fault("1.2", spoil) == ""
+
+
+def test_what_an_answer_prints_and_warns_of_is_not_shown(capsys):
+    def loud(score, rivals, margin):
+        print("at work", file=sys.stderr)
+        print("at work")
+        warnings.warn("at work", stacklevel=1)
+        return score > margin * max(rivals.values())
+
+    assert checks.check("7.2", loud, points=2) == 2
+    assert capsys.readouterr() == ("7.2: right. 2 of 2 points.\n", "")
 
 
 def test_an_answer_may_come_as_list_array_or_tensor_of_any_precision():
