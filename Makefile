@@ -1,10 +1,11 @@
-# make run | test | lab | lint | site | clean: each sets up .venv first where it is missing or out of date.
+# make run | test | lab | lint | exercises | guide | site | clean: each sets up .venv first where it is
+# missing or out of date.
 # Options: make run ARGS="--profile smoke --only 02"; make run PYTHON=/path/to/python3.12
 PYTHON ?= python3
 ARGS ?=
 FRESH := build/test
 
-.PHONY: run test lab lint site clean
+.PHONY: run test lab exercises guide lint site clean
 
 run: .venv/.ready
 	.venv/bin/python -m lib run $(ARGS)
@@ -39,6 +40,14 @@ lab: .venv/.ready
 site: .venv/.ready
 	.venv/bin/python -m sphinx -q -W --keep-going -E -d build/doctrees -c docs . build/site
 	@echo "Open build/site/index.html"
+
+# Student and solution notebooks; one that somebody has worked in is kept beside the new one.
+exercises: .venv/.ready
+	.venv/bin/python exercises/make_copies.py
+
+# The lecturer's guide: its table of minutes, the glossary's pictures.
+guide: .venv/.ready
+	.venv/bin/python teaching/make_guide.py
 
 clean:
 	rm -rf build .pytest_cache .ruff_cache *.egg-info
