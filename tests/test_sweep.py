@@ -462,14 +462,17 @@ def test_the_list_names_notebooks_profiles_and_sweeps_in_100_columns(executed, c
 def test_the_sweeps_of_this_project_can_be_run(books, monkeypatch):
     monkeypatch.setattr(paths, "NOTEBOOKS", paths.ROOT / "notebooks")
     monkeypatch.setattr(paths, "PROFILES", paths.ROOT / "notebooks" / "profiles")
-    make("prepared", "phantom-128"), make("sequencer", "phantom")
+    make("prepared", "phantom-128"), make("prepared", "retinas"), make("sequencer", "phantom")
     counts = {}
     for name in sweep.names():
         asked = sweep.read(name)
         points, tasks = sweep.plan(asked)
         counts[name] = (len(points), len(tasks))
         assert asked.asks.endswith("?")
-    assert counts == {"learning-curve": (12, 36), "maps": (16, 16), "mnist": (10, 10)}
+    assert counts == {
+        **{"learning-curve": (12, 36), "maps": (16, 16), "mnist": (10, 10)},
+        **{"retinas": (5, 10), "ingredients": (7, 16)},
+    }
     recorded = json.loads(
         (paths.ROOT / "data" / "recorded" / "mnist" / "02_clear_mnist.json").read_text()
     )
