@@ -32,7 +32,7 @@ CONTENTS = {
     "Notebooks": ["notebooks/*.ipynb"],
     "Teaching": ["teaching/*.md"],
     "The library": ["docs/api/*.md"],
-    "The project": ["docs/*.md", "CONTRIBUTING.md", "data/README.md"],
+    "The project": ["docs/*.md", "CONTRIBUTING.md", "data/README.md", "data/weights/*/README.md"],
 }
 include_patterns = ["README.md", *itertools.chain(*CONTENTS.values())]
 templates_path = ["templates"]
