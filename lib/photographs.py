@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -100,7 +100,7 @@ def explain_files(
     paths.make(out)
     with paths.alone(out / "results", "writing"):
         results.require_own(out, made_by)
-        kept = _Kept(out, made_by, drawn)
+        kept = results.Results(out, made_by, drawn)
         kept.forget({*kept.below(request)} - {*meant, *left_out})
         for path, reason in left_out.items():
             kept.reject(path, reason)
@@ -128,31 +128,6 @@ def explain_files(
         )
     rejects = {path: kept.reasons[path] for path in kept.below(request, kept.reasons)}
     return sum(path in kept.rows for path in meant), rejects
-
-
-class _Kept(results.Results):
-    """`Results` of which some may be without a figure: `figure` is then empty in their row."""
-
-    def __init__(self, out: Path, made_by: dict[str, str], drawn: bool) -> None:
-        self.drawn = drawn
-        super().__init__(out, made_by)
-
-    def _take(self, record: Any) -> None:
-        super()._take(record)
-        if isinstance(record, dict) and record.get("figure") == "" and "stamp" in record:
-            path = Path(record["path"])
-            self.reasons.pop(path, None)
-            self.rows[path] = record
-
-    def has(self, path: Path, content: dict | None = None) -> bool:
-        undrawn = path in self.rows and not self.rows[path]["figure"]
-        return not (self.drawn and undrawn) and super().has(path, content)
-
-    def add(self, path: Path, content: dict, row: dict, fig: Figure | None) -> None:
-        if fig:
-            return super().add(path, content, row, fig)
-        named = {"image": path.name, "figure": "", "path": str(path)}
-        self._add(named | row | content)
 
 
 def _ahead(items: Iterator) -> Iterator:
@@ -278,7 +253,7 @@ def _within(path: Path, folder: Path) -> bool:
 
 
 def _read(
-    left: list[Path], config: dict, kept: _Kept, unread: dict[Path, OSError]
+    left: list[Path], config: dict, kept: results.Results, unread: dict[Path, OSError]
 ) -> Iterator[_Photograph]:
     """Every photograph that has not been explained as it is now; those at fault are rejected."""
     for path in left:

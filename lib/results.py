@@ -69,12 +69,14 @@ class Results:
     Its journal lists every figure and every table before it is written: what it does not list is
     not this command's, and never replaced.
 
-    rows: what is explained; reasons: why files are not.
+    rows: what is explained, `figure` empty where none was drawn; reasons: why files are not; drawn:
+    whether a photograph without its figure still has to be explained.
     """
 
-    def __init__(self, out: Path, made_by: dict[str, str]) -> None:
+    def __init__(self, out: Path, made_by: dict[str, str], drawn: bool = True) -> None:
         """Take `out` for the results of what `made_by` names, and read its journal."""
         self.out = out
+        self.drawn = drawn
         self.rows = {}
         self.reasons = {}
         self._figures = {}
@@ -107,8 +109,9 @@ class Results:
             self.reasons.pop(path, None)
             if record["reason"]:
                 self.reasons[path] = str(record["reason"])
-        elif isinstance(figure, str) and figure == _portable(figure) and figure.endswith(".png"):
-            self._figures[path] = figure
+        elif figure == "" or _is_a_figure(figure):
+            if figure:
+                self._figures[path] = figure
             if record.keys() >= {*_COLUMNS, "stamp"}:
                 self.reasons.pop(path, None)
                 self.rows[path] = record
@@ -126,7 +129,9 @@ class Results:
     def has(self, path: Path, content: dict | None = None) -> bool:
         """Whether a photograph is explained with that content, by default with that on disk."""
         row = self.rows.get(path)
-        if row is None or not (self.out / row["figure"]).exists():
+        if row is None or (self.drawn and not row["figure"]):
+            return False
+        if not (self.out / row["figure"]).exists():
             return False
         if content is None:
             try:
@@ -138,12 +143,14 @@ class Results:
             self._add(row | content)
         return same
 
-    def add(self, path: Path, content: dict, row: dict, fig: Figure) -> None:
-        """Write a photograph's figure, and note its row."""
-        figure = self._figures.get(path) or self._new_figure(path)
-        self._add({"path": str(path), "figure": figure})
-        save = partial(fig.savefig, format="png", pil_kwargs={"compress_level": 1})
-        paths.write(self.out / figure, save)
+    def add(self, path: Path, content: dict, row: dict, fig: Figure | None) -> None:
+        """Write a photograph's figure, where it has one, and note its row."""
+        figure = ""
+        if fig:
+            figure = self._figures.get(path) or self._new_figure(path)
+            self._add({"path": str(path), "figure": figure})
+            save = partial(fig.savefig, format="png", pil_kwargs={"compress_level": 1})
+            paths.write(self.out / figure, save)
         named = {"image": path.name, "figure": figure, "path": str(path)}
         self._add(named | row | content)
 
@@ -218,6 +225,11 @@ def counted(reasons: dict[Path, str]) -> list[str]:
 def shortened(name: str) -> str:
     """A name for a figure's title."""
     return name if len(name) <= 60 else f"{name[:40]}…{name[-19:]}"
+
+
+def _is_a_figure(name: Any) -> bool:
+    """Whether a line of the journal may name a figure so."""
+    return isinstance(name, str) and name == _portable(name) and name.endswith(".png")
 
 
 def _portable(name: str) -> str:
