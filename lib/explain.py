@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
@@ -300,16 +299,13 @@ def original(dataset: fundus.FundusDataset, i: int) -> tuple[Path, list[int]]:
     Raises:
         FileNotFoundError: the collection, or the photograph in it, is no longer on disk.
     """
-    table = pd.read_csv(dataset.folder / "manifest.csv", dtype={"image": str})
-    row = table.set_index("image").loc[dataset.names[i]]
-    labels, _ = manifest.read_labels(paths.RAW / row["source"], dataset.about["eye"])
+    name, source = dataset.names[i], dataset.sources[i]
+    labels, _ = manifest.read_labels(paths.RAW / source, dataset.about["eye"])
     files = labels.set_index("image")["path"]
-    name = row.name
-    if name not in files:  # of several collections: their names stand before
-        name = name.removeprefix(f"{row['source'].replace('_', '-')}_")
-    if name not in files or not files[name].exists():
-        raise FileNotFoundError(f"{row.name} of {row['source']} is no longer in {paths.RAW}")
-    return files[name], [int(row[side]) for side in ("left", "top", "right", "bottom")]
+    own = name if name in files else name.removeprefix(fundus.prefix(source))  # if of several
+    if own not in files or not files[own].exists():
+        raise FileNotFoundError(f"{name} of {source} is no longer in {paths.RAW}")
+    return files[own], dataset.boxes[i]
 
 
 def canvas_extent(box: Sequence[int], size: int) -> Extent:

@@ -174,7 +174,7 @@ def _by_name(raw: str | Path | Sequence[str | Path]) -> dict[str, Path]:
     collections = dict(sorted(named.items()))
     if not collections:
         raise ValueError("raw names no collection: give one, or a list of several.")
-    if len({_prefix(name).casefold() for name in collections}) < len(folders):
+    if len({prefix(name).casefold() for name in collections}) < len(folders):
         names = ", ".join(str(folder) for folder in folders)
         raise ValueError(
             f"of {names} two have one name: name their folders apart, by more than _ or -, since "
@@ -183,7 +183,7 @@ def _by_name(raw: str | Path | Sequence[str | Path]) -> dict[str, Path]:
     return collections
 
 
-def _prefix(source: str) -> str:
+def prefix(source: str) -> str:
     """What the names of a collection's images and patients begin with: up to the first _."""
     return source.replace("_", "-") + "_"
 
@@ -239,8 +239,8 @@ def read_collections(
                     f"column split (train, val, test) to the label table of {raw}, the same for "
                     f"all photographs of a patient, or prepare {source} alone."
                 )
-            table[["image", "patient"]] = _prefix(source) + table[["image", "patient"]]
-            left_out = {_prefix(source) + image: reason for image, reason in left_out.items()}
+            table[["image", "patient"]] = prefix(source) + table[["image", "patient"]]
+            left_out = {prefix(source) + image: reason for image, reason in left_out.items()}
         tables.append(table)
         rejects |= left_out
     return pd.concat(tables, ignore_index=True), rejects
@@ -355,7 +355,7 @@ def _finish(
     for source in sources:
         rows = manifest[manifest["source"] == source]
         if rows.empty:
-            begins = _prefix(source) if len(sources) > 1 else ""
+            begins = prefix(source) if len(sources) > 1 else ""
             of_it = [name for name in rejects if name.startswith(begins)]
             image = min(of_it, default="")
             reason = rejects.get(image, f"there is none of the {request['eye']} eye")
@@ -488,6 +488,7 @@ class FundusDataset(torch.utils.data.Dataset):
         names: of the photographs.
         sources: the collection of each.
         eyes: "left", "right", or "" where nobody says.
+        boxes: of each retina, [left, top, right, bottom] in its photograph's pixels.
         mean: (3, 1, 1) float32, of the training split.
         std: (3, 1, 1) float32, of the training split.
         images: (N, 3, H, W) uint8, held in memory up to 2 GiB; else None, and each item is read
@@ -557,7 +558,7 @@ class FundusDataset(torch.utils.data.Dataset):
         manifest = manifest[manifest["split"] == split]
         if 0 < at_most < len(manifest):
             manifest = manifest.sample(at_most, random_state=0).sort_index()
-        self._boxes = manifest[_BOX].to_numpy().tolist()
+        self.boxes = manifest[_BOX].to_numpy().tolist()
         self.sources = manifest["source"].tolist()
         self.eyes = manifest["eye"].tolist()
         self.names = manifest["image"].tolist()
@@ -644,7 +645,7 @@ class FundusDataset(torch.utils.data.Dataset):
         rim = retina.inner_disc(size, self.rim) if self.rim < 1 else np.ones((size, size), bool)
         if self.about["contrast"] == "none":
             return rim & retina.retina_mask(self._read(i).permute(1, 2, 0).numpy())
-        x, y, width, height = retina.placement(self._boxes[i], size)
+        x, y, width, height = retina.placement(self.boxes[i], size)
         kept = np.zeros((size, size), bool)
         kept[y : y + height, x : x + width] = True
         return rim & kept & retina.inner_disc(size, retina.GRAHAM_SHARE)
