@@ -12,7 +12,7 @@ import re
 import stat
 import threading
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from functools import cache, partial
 from io import BytesIO
 from pathlib import Path
 
@@ -314,11 +314,14 @@ def cut_mask(bits: np.ndarray, box: _Box, size: int) -> np.ndarray:
     return canvas
 
 
+@cache
 def inner_disc(size: int, share: float) -> np.ndarray:
     """The pixels of a prepared photograph within `share` of the retina's radius.
 
+    It is made once, for training asks for it with every photograph.
+
     Returns:
-        bool (size, size).
+        bool (size, size), the same array each time: not to be written to.
     """
     radius = size / 2
     axis = np.arange(size) + 0.5 - radius
