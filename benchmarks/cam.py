@@ -10,7 +10,6 @@ pass) and pytorch-grad-cam's GradCAM (a forward and a backward pass for each cla
 one process; medians are compared. Up-sampling is left out where it can be: GradCAM includes it."""
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 import torchcam.methods
 from torchvision import models
 
+from benchmarks import record
 from lib import notebook, paths
 from lib.methods import cam
 
@@ -94,16 +94,13 @@ def main():
             f"{name:14} {1e3 * median:8.1f} ms  "
             f"{median / medians['forward pass']:6.2f} forward passes"
         )
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    record = {
+    measured = {
         "rounds": options.rounds,
         "threads": torch.get_num_threads(),
         "versions": notebook.versions(),
+        "seconds": medians,
     }
-    paths.write(
-        options.out,
-        lambda path: path.write_text(json.dumps(record | {"seconds": medians}, indent=1) + "\n"),
-    )
+    record.write(options.out, measured)
 
 
 if __name__ == "__main__":

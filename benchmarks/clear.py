@@ -12,7 +12,6 @@ and at 448 pixels the published sequencer's, of five grades and batches of two; 
 PyTorch's, with a normal last layer."""
 
 import argparse
-import json
 import platform
 import resource
 import statistics
@@ -26,6 +25,7 @@ import captum.attr
 import torch
 from torch.nn import functional
 
+from benchmarks import record
 from lib import notebook, paths
 from lib.data import digits, fundus
 from lib.learning import checkpoint, networks
@@ -161,17 +161,13 @@ def main():
                     f"{added[name]:6.0f}  {ratio}",
                     flush=True,
                 )
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    record = {
+    measured = {
         "rounds": options.rounds,
         "threads": torch.get_num_threads(),
         "versions": notebook.versions(),
+        "rows": rows,
     }
-    paths.write(
-        options.out,
-        lambda path: path.write_text(json.dumps(record | {"rows": rows}, indent=1) + "\n"),
-    )
-    print(f"written to {options.out}")
+    record.write(options.out, measured)
 
 
 if __name__ == "__main__":

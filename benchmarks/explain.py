@@ -8,7 +8,6 @@ is busy for both; a round explains all photographs into a new folder; medians of
 compared. What a round takes besides the photographs, as loading the weights, counts."""
 
 import argparse
-import json
 import platform
 import statistics
 import tempfile
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from benchmarks import record
 from lib import explain, memory, notebook, paths, photographs
 from lib.data import phantom
 
@@ -72,7 +72,7 @@ def main():
     for way, times in taken.items():
         rates[way] = options.photographs / statistics.median(times)
         print(f"{way:14} {rates[way]:6.2f} photographs a second, {WANTED[way]} wanted")
-    record = {
+    measured = {
         "sequencer": Path(sequencer).name,
         "body": config["body"],
         "size": config["size"],
@@ -83,10 +83,7 @@ def main():
         "seconds": taken,
         "photographs_a_second": rates,
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(record, indent=1) + "\n"
-    paths.write(options.out, lambda path: path.write_text(text))
-    print(f"written to {options.out}")
+    record.write(options.out, measured)
 
 
 if __name__ == "__main__":

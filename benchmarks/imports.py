@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+from benchmarks import record
 from lib import notebook, paths
 
 YARDSTICK = "import torch, torchvision, matplotlib.pyplot"
@@ -62,11 +63,8 @@ def main():
     print(f"{'import':36} {'seconds':>8}  times torch, torchvision, pyplot")
     for name, median in medians.items():
         print(f"{name:36} {median:8.2f}  {median / needed:.2f}")
-    record = {"rounds": options.rounds, "versions": notebook.versions(), "seconds": medians}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(record, indent=1) + "\n"
-    paths.write(options.out, lambda path: path.write_text(text))
-    print(f"written to {options.out}")
+    measured = {"rounds": options.rounds, "versions": notebook.versions(), "seconds": medians}
+    record.write(options.out, measured)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ rounds, the mean of a row's photographs. PSNR: the worst photograph against its 
 the same box. Memory: the largest resident size of a fresh worker process."""
 
 import argparse
-import json
 import platform
 import statistics
 import subprocess
@@ -32,6 +31,7 @@ import numpy as np
 import PIL
 from PIL import Image, ImageFilter, features
 
+from benchmarks import record
 from lib import paths
 from lib.data import phantom, retina
 
@@ -236,15 +236,13 @@ def main():
         losses = [row["output_psnr"][name] for row in rows]
         worst = "-" if None in losses else f"{min(losses):.1f}"
         print(f"{name:16} {milliseconds:6.1f} {kilobytes:5.0f} {worst:>5}  {settings or ''}")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    record = {
+    measured = {
         "rounds": options.rounds,
         "versions": versions,
         "worker_megabytes": [imports, largest],
         "cases": cases,
     }
-    paths.write(options.out, lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
-    print(f"written to {options.out}")
+    record.write(options.out, measured)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ eyes times the epochs (it names none).
 import argparse
 import contextlib
 import io
-import json
 import math
 import platform
 import resource
@@ -33,6 +32,7 @@ from lightning_fabric import Fabric
 from torch.nn import functional
 from torch.utils.data import Dataset, Subset
 
+from benchmarks import record
 from lib import notebook, paths
 from lib.data import fundus
 from lib.learning import networks, training
@@ -239,7 +239,7 @@ def main():
     cost = f", {hours * options.price:.2f} at {options.price:g} an hour" if options.price else ""
     run = f"{RIGHT_EYES:,} right eyes at 512 px, {options.paper_epochs} epochs"
     print(f"the paper's {run}: {hours:.1f} hours{cost}")
-    record = {
+    report = {
         "device": device,
         "precision": PRECISION,
         "threads": torch.get_num_threads(),
@@ -249,9 +249,7 @@ def main():
         "rows": list(rows.values()),
         "paper": {"epochs": options.paper_epochs, "hours": hours},
     }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    paths.write(options.out, lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
-    print(f"written to {options.out}")
+    record.write(options.out, report)
 
 
 if __name__ == "__main__":
