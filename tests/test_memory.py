@@ -12,7 +12,7 @@ from lib import memory
 
 {first}
 faults = []
-for _ in range(4):
+for _ in range(10):  # the heap still grows in the first three or four
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(3):
         torch.ones(25_000_000)  # 100 MB
@@ -29,4 +29,4 @@ def test_freed_memory_is_not_given_back_and_cleared_again():
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         faults[first] = int(done.stdout)
-    assert faults["memory.keep_freed()"] < 100 < faults[""]
+    assert faults["memory.keep_freed()"] * 10 < faults[""]
