@@ -5,6 +5,7 @@ Nothing is fetched, neither when the site is built nor when it is read.
 
 import ast
 import hashlib
+import html
 import itertools
 import json
 import re
@@ -121,12 +122,17 @@ def descriptions() -> dict[str, str]:
 
 
 def describe(app: Sphinx, document: nodes.document) -> None:
-    """Give the images of outputs their alternative text, which MyST-NB leaves out.
+    """Give the images of outputs their alternative text, which MyST-NB leaves out, and a caption.
 
-    MyST-NB names the file of an image after its SHA-256.
+    MyST-NB names the file of an image after its SHA-256. The caption is the same text: those who
+    hear the page are not told it twice.
     """
-    for image in document.findall(nodes.image):
-        image.setdefault("alt", DESCRIPTIONS.get(Path(image["uri"]).stem, UNDESCRIBED))
+    for image in list(document.findall(nodes.image)):
+        alt = DESCRIPTIONS.get(Path(image["uri"]).stem)
+        image.setdefault("alt", alt or UNDESCRIBED)
+        if alt:
+            text = f'<p class="described" aria-hidden="true">{html.escape(alt)}</p>'
+            image.parent.insert(image.parent.index(image) + 1, nodes.raw("", text, format="html"))
 
 
 DESCRIPTIONS = descriptions()

@@ -28,9 +28,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import yaml
+from IPython.display import display
 from matplotlib.figure import Figure
 
 from lib import figures, memory, paths
@@ -424,13 +426,28 @@ class Run:
         used = {parameter: self.parameters[parameter] for parameter in of}
         return paths.SEQUENCERS / _joined(f"{name}-{profile}", differences(used, base))
 
-    def figure(self, figure: Figure, name: str) -> None:
-        """Save a figure as figures/<NN>-<name>.png (150 dpi) and .pdf in the run's folder."""
+    def figure(self, figure: Figure, name: str, alt: str) -> None:
+        """Show a figure, and save it as figures/<NN>-<name>.png (150 dpi) and .pdf of the run.
+
+        Args:
+            figure: of matplotlib; it is closed, so that the notebook shows it once.
+            name: of its files.
+            alt: what it shows, with its numbers, in a sentence: for those who do not see it, and
+                the caption on the pages of the notebook.
+
+        Raises:
+            ValueError: `alt` is empty.
+        """
+        alt = " ".join(alt.split())
+        if not alt:
+            raise ValueError(f"Figure {name!r}: say in `alt` what it shows, with its numbers.")
         folder = paths.make(run_folder(self.name) / "figures")
         for kind in ("png", "pdf"):
             save = partial(figure.savefig, format=kind, dpi=150)
             paths.write(folder / f"{self.notebook[:2]}-{name}.{kind}", save)
             figure.set_layout_engine("none")  # found once: that takes as long as to draw
+        display(figure, metadata={"image/png": {"alt": alt}})
+        plt.close(figure)
 
     def skip(self, what: str, why: str) -> None:
         """Say that a part of the notebook is not run, and why; both end up in the metrics."""

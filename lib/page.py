@@ -37,7 +37,12 @@ TEMPLATE = """
 </style>
 {%- endblock -%}
 {%- macro described(image, alt) -%}
-{{ image if alt is none else image | replace('<img ', '<img alt="' ~ alt | escape ~ '" ') }}
+{%- if alt is none -%}
+{{ image }}
+{%- else -%}
+{{ image | replace('<img ', '<img alt="' ~ alt | escape ~ '" ') }}
+<p class="described" aria-hidden="true">{{ alt | escape }}</p>
+{%- endif -%}
 {%- endmacro -%}
 {%- block data_png scoped -%}
 {{ described(super(), output | get_metadata('alt', 'image/png')) }}
@@ -78,7 +83,7 @@ def mathml(formula: str, display: bool) -> str:
 
 
 def style(font: str) -> str:
-    """The style sheet of formulas.
+    """The style sheet of formulas and of the captions below figures.
 
     Args:
         font: the address of `FONT`.
@@ -88,6 +93,7 @@ def style(font: str) -> str:
         f"@font-face {{ {face} }}\n"
         'math { font-family: "Formulas", math; font-size: 1.1em; }\n'
         ".math { display: block; margin: 1em 0; overflow-x: auto; }\n"
+        ".described { max-width: 42em; font-size: 0.9em; }\n"
     )
 
 

@@ -212,7 +212,7 @@ def test_two_parameters_two_folders_and_the_bundled_numbers_stay_byte_for_byte(s
     notebook.begin("02_x", VALUES).finish({"a": 1}, data="d", weights="w")
     before = (paths.BUILD / "bundled" / "metrics" / "02_x.json").read_bytes()
     run = notebook.begin("02_x", VALUES | {"epochs": 1, "flips": False})
-    run.figure(plt.figure(), "any")
+    run.figure(plt.figure(), "any", "Nothing")
     run.finish({"a": 2}, data="d", weights="w")
     assert run.name == "bundled+epochs=1+flips=false" == record("02_x", run.name)["run"]
     assert (paths.BUILD / "bundled" / "metrics" / "02_x.json").read_bytes() == before
@@ -324,11 +324,19 @@ def test_a_claim_is_asserted_for_its_settings_and_reported_elsewhere(
         run.check("of nothing", 1, ">", 0, epoch=3)
 
 
-def test_figure_is_saved_as_png_at_150_dpi_and_as_pdf(shelf):
+def test_figure_is_shown_with_what_it_shows_and_saved_as_png_at_150_dpi_and_as_pdf(
+    shelf, monkeypatch
+):
     write("02_x")
+    shown = []
+    monkeypatch.setattr(notebook, "display", lambda *what, **how: shown.append((*what, how)))
     figure = plt.figure(figsize=(3, 2))
-    assert notebook.begin("02_x", VALUES).figure(figure, "figure-2.1") is None
-    plt.close(figure)
+    run = notebook.begin("02_x", VALUES)
+    with pytest.raises(ValueError, match="say in `alt` what it shows"):
+        run.figure(figure, "figure-2.1", " ")
+    run.figure(figure, "figure-2.1", "Two bars,\n  3 and 4")
+    assert shown == [(figure, {"metadata": {"image/png": {"alt": "Two bars, 3 and 4"}}})]
+    assert not plt.get_fignums()
     folder = paths.BUILD / "bundled" / "figures"
     assert sorted(path.name for path in folder.iterdir()) == [
         "02-figure-2.1.pdf",

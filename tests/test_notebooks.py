@@ -128,6 +128,17 @@ def test_every_cell_has_been_run_in_order_without_an_error_and_a_checked_one_has
 
 
 @every_notebook
+def test_every_image_is_described_by_a_sentence_with_what_it_shows(name):
+    for cell in code(name):
+        for output in cell.outputs:
+            kinds = [kind for kind in output.get("data", {}) if kind.startswith("image/")]
+            for kind in kinds:
+                said = output.metadata
+                alt = said.get(kind, {}).get("alt", said.get("alt", ""))
+                assert len(alt.split()) >= 6, (cell.id, alt)
+
+
+@every_notebook
 def test_cells_are_short(name):
     lines = [len(cell.source.splitlines()) for cell in code(name)]
     assert max(lines) <= 30, f"{name}: a cell of {max(lines)} lines"

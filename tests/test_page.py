@@ -64,8 +64,11 @@ def test_what_is_no_formula_stays_as_written(shown):
 @pytest.mark.parametrize("kind", ["image/png", "image/jpeg"])
 def test_an_image_keeps_what_its_output_says_about_it(shown, kind):
     for metadata in ({kind: {"alt": '2 < 3, a "map"'}}, {"alt": '2 < 3, a "map"'}):
-        (image,) = shown(displayed({kind: PNG}, **metadata)).find_all("img")
+        soup = shown(displayed({kind: PNG}, **metadata))
+        (image,) = soup.find_all("img")
         assert image["alt"] == '2 < 3, a "map"' and image["src"] == f"data:{kind};base64,{PNG}"
+        caption = soup.find(class_="described")
+        assert caption.get_text() == image["alt"] and caption["aria-hidden"] == "true"
 
 
 def test_an_image_of_which_nothing_is_said_says_so(shown):

@@ -154,4 +154,7 @@ def test_an_image_of_an_output_keeps_what_the_notebook_says_of_it(
     document += [nodes.image(uri=f"/build/{name}.png"), nodes.image(uri="b.png"), nodes.image()]
     document[2]["uri"], document[2]["alt"] = "c.png", "Said"
     configuration.describe(None, document)
-    assert [one["alt"] for one in document] == ["A map", configuration.UNDESCRIBED, "Said"]
+    images = list(document.findall(nodes.image))
+    assert [one["alt"] for one in images] == ["A map", configuration.UNDESCRIBED, "Said"]
+    (caption,) = document.findall(nodes.raw)
+    assert document.index(caption) == 1 and ">A map</p>" in caption.astext()
