@@ -178,15 +178,11 @@ class _FirstConvolution(torch.autograd.Function):
     def backward(ctx: FunctionCtx, R: Tensor) -> tuple:
         (weight,) = ctx.saved_tensors
         stride, padding, dilation = ctx.geometry
-        left_over = []  # rows and columns at the end that the strides did not reach
-        for axis in (0, 1):
-            kernel = dilation[axis] * (weight.shape[2 + axis] - 1) + 1
-            reached = (R.shape[2 + axis] - 1) * stride[axis] - 2 * padding[axis] + kernel
-            left_over.append(ctx.size[axis] - reached)
-        summed = weight.sum(1, keepdim=True)
-        response = functional.conv_transpose2d(
-            R.to(summed.dtype), summed, None, stride, padding, left_over, 1, dilation
-        )
+        summed = weight.sum(1)
+        # A matrix product and a fold: a third of the time of conv_transpose2d to one channel.
+        blocks = summed.flatten(1).T @ R.to(summed.dtype).flatten(2)
+        kernel = summed.shape[1:]
+        response = functional.fold(blocks, ctx.size, kernel, dilation, padding, stride)
         return response, *[None] * 7
 
 
