@@ -98,11 +98,15 @@ class _ReLU(torch.autograd.Function):
     """max(a, slope * a) forwards; on the way back one of the four rules."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, a: Tensor, slope: float, gate: bool, rectify: bool) -> Tensor:
+    def forward(
+        ctx: FunctionCtx, a: Tensor, slope: float, in_place: bool, gate: bool, rectify: bool
+    ) -> Tensor:
         ctx.slope = slope
         ctx.gate = gate
         ctx.rectify = rectify
-        rectified = functional.leaky_relu(a, slope) if slope else a.clamp(min=0)
+        rectified = functional.leaky_relu(a, slope, in_place)
+        if in_place:
+            ctx.mark_dirty(a)
         if gate:
             ctx.save_for_backward(rectified)
         return rectified
@@ -116,7 +120,7 @@ class _ReLU(torch.autograd.Function):
             R = passed
         if ctx.rectify:
             R = _aten.leaky_relu.out(R, ctx.slope, out=_scratch(ctx, R))
-        return R, None, None, None
+        return R, *[None] * 4
 
 
 class _MaxPool(torch.autograd.Function):
@@ -292,9 +296,10 @@ class _Reading(TorchFunctionMode):
         names = ("negative_slope", "inplace") if leaky else ("inplace",)
         named |= zip(names, options, strict=False)
         slope = named.get("negative_slope", 0.01) if leaky else 0
-        rectified = _ReLU.apply(input, slope, *self.rule)
-        in_place = name.endswith("_") or named.get("inplace")
-        return input.copy_(rectified) if in_place else rectified
+        in_place = bool(name.endswith("_") or named.get("inplace"))
+        part = in_place and input._is_view()  # which no function of ours may change
+        rectified = _ReLU.apply(input, slope, in_place and not part, *self.rule)
+        return input.copy_(rectified) if part else rectified
 
     # The signatures below are PyTorch's.
 
