@@ -969,13 +969,13 @@ print(added * (1 if sys.platform == "darwin" else 1024))
 @pytest.mark.parametrize(
     ("what", "allowed"),
     [
-        (("AllConvNet", 28, 1, 2_000, [3]), 0.34e9),
+        (("AllConvNet", 28, 1, 2_000, [3]), 0.7e9),
         (("RadiomicSequencer", 1024, 3, 1, None), 1.7e9),
     ],
     ids=["MNIST", "photograph"],
 )
 def test_memory_does_not_grow_with_the_images_and_a_large_photograph_fits(what, allowed):
-    """A fifth of MNIST's test part in a fifth of 1.7 GB; the result itself is small."""
+    """Held at once, 2,000 digits would take 1.3 GB; the result itself is small."""
     said = subprocess.run(
         [sys.executable, "-c", MEMORY.format(what)], capture_output=True, text=True, check=True
     )
