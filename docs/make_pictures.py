@@ -26,7 +26,7 @@ from lib.learning import networks, training
 from lib.methods import cam, clear
 
 TILE, GAP = 300, 8  # pixels
-DIGITS = (8, 5)
+DIGITS = (4, 9)
 # Of the photographs that experts outlined, the surest right answers of grades 2 and 3.
 EYES = ("IDRiD_47", "IDRiD_49")
 
@@ -74,7 +74,10 @@ def class_activation_maps() -> list[np.ndarray]:
 
 
 def clear_maps() -> list[np.ndarray]:
-    """Two digits of MNIST that are answered right, each beside its CLEAR map (notebook 2, 2.5)."""
+    """Two digits of MNIST that are answered right, each beside its CLEAR map (notebook 2, 2.5).
+
+    The brightness is the root of the response, so that faint ones are seen.
+    """
     images, labels = digits.load_digits_split("mnist", "train")
     network = networks.AllConvNet(channels=(32, 64, 128))
     kept = len(images) // 10
@@ -88,7 +91,7 @@ def clear_maps() -> list[np.ndarray]:
         )
     images, labels = digits.load_digits_split("mnist", "test")
     scores, R = clear.attentive_responses(network, images[:100])
-    maps = clear.render(R, clear.DIGIT_HUES)
+    maps = clear.render(R.clamp(min=0).sqrt(), clear.DIGIT_HUES)
     right = scores.argmax(1) == labels[:100]
     tiles = []
     for digit in DIGITS:
