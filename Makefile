@@ -1,11 +1,11 @@
-# make run | test | lab | lint | exercises | guide | site | clean: each sets up .venv first where it is
-# missing or out of date.
+# make run | test | lab | lint | exercises | guide | docs | site | clean: each sets up .venv first where
+# it is missing or out of date.
 # Options: make run ARGS="--profile smoke --only 02"; make run PYTHON=/path/to/python3.12
 PYTHON ?= python3
 ARGS ?=
 FRESH := build/test
 
-.PHONY: run test lab exercises guide lint site clean
+.PHONY: run test lab exercises guide docs lint site clean
 
 run: .venv/.ready
 	.venv/bin/python -m lib run $(ARGS)
@@ -48,6 +48,10 @@ exercises: .venv/.ready
 # The lecturer's guide: its table of minutes, the glossary's pictures.
 guide: .venv/.ready
 	.venv/bin/python teaching/make_guide.py
+
+# README.md and docs/findings.md, from their templates and the recorded results.
+docs: .venv/.ready
+	.venv/bin/python docs/make_pages.py
 
 clean:
 	rm -rf build .pytest_cache .ruff_cache *.egg-info

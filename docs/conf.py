@@ -33,7 +33,10 @@ CONTENTS = {
     "Notebooks": ["notebooks/*.ipynb"],
     "Teaching": ["teaching/*.md"],
     "The library": ["docs/api/*.md"],
-    "The project": ["docs/*.md", "CONTRIBUTING.md", "data/README.md", "data/weights/*/README.md"],
+    "The project": [
+        *("docs/*.md", "CHANGELOG.md", "CONTRIBUTING.md", "data/README.md"),
+        "data/weights/*/README.md",
+    ],
 }
 include_patterns = ["README.md", *itertools.chain(*CONTENTS.values())]
 templates_path = ["templates"]

@@ -1,9 +1,12 @@
-"""Every command that README, CONTRIBUTING and data/README print does what it says there.
+"""What README, CONTRIBUTING and the pages of docs/ and data/ say holds.
 
-A command is run: papermill prepares the notebook and runs no cell, `lib run` plans and starts
-none, `make` says what it would do, and a benchmark what it takes.
+Their results are those of the records, their links lead somewhere, the messages that they explain
+are the code's, and every command does what it says there. A command is run: papermill prepares the
+notebook and runs no cell, `lib run` plans and starts none, `make` says what it would do, and a
+benchmark what it takes.
 """
 
+import ast
 import importlib
 import importlib.metadata
 import json
@@ -14,29 +17,232 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from click.testing import CliRunner
+from jinja2 import UndefinedError
 from PIL import Image
 
-from lib import __main__, execution, paths, results
+from lib import __main__, execution, paths, results, sweep
 from lib.data import phantom
 
-PAGES = ("README.md", "CONTRIBUTING.md", "data/README.md")
+import make_pages
+
+PAGES = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "data/README.md",
+    "docs/findings.md",
+    "docs/running.md",
+    "docs/speed.md",
+    "docs/troubleshooting.md",
+)
+TEMPLATES = [f"docs/pages/{name}" for name in make_pages.PAGES]
 PROGRAMS = ("make", "papermill", "python", "pytest", "ruff", "uv", "pip")
+
+
+def read(page):
+    return (paths.ROOT / page).read_text(encoding="utf-8")
+
+
+# Results
+
+
+def test_the_committed_pages_are_what_make_docs_writes():
+    for template, page in make_pages.PAGES.items():
+        assert read(page) == make_pages.page(template), f"{page} is stale: run `make docs`"
+
+
+def record_with(monkeypatch, folder, change):
+    """The recorded results, of which those of real retinas are changed by `change`."""
+    shutil.copytree(paths.RECORDED, folder, ignore=shutil.ignore_patterns("*.png", "*.jpeg"))
+    file = folder / "retinas" / "06_clear_dr_scored.json"
+    record = json.loads(file.read_text())
+    change(record["numbers"])
+    file.write_text(json.dumps(record))
+    monkeypatch.setattr(paths, "RECORDED", folder)
+
+
+def test_another_record_makes_another_page(monkeypatch, tmp_path):
+    def change(numbers):
+        numbers["lesions"]["any lesion"]["times_chance"]["value"] = 7.777
+
+    record_with(monkeypatch, tmp_path / "recorded", change)
+    for template, page in make_pages.PAGES.items():
+        assert "7.8" in make_pages.page(template) and "7.8" not in read(page)
+
+
+def test_a_sentence_whose_premise_is_gone_and_a_number_that_is_not_there_fail(
+    monkeypatch, tmp_path
+):
+    def ahead_of_edges(numbers):
+        numbers["used_more"]["edges"]["insertion, blur"]["low"] = 0.01
+
+    record_with(monkeypatch, tmp_path / "a", ahead_of_edges)
+    for template in make_pages.PAGES:
+        with pytest.raises(ValueError, match="contradicts the sentence"):
+            make_pages.page(template)
+    record_with(monkeypatch, tmp_path / "b", lambda numbers: numbers.pop("used_more"))
+    with pytest.raises(UndefinedError, match="used_more"):
+        make_pages.page("README.md")
+    with pytest.raises(ValueError, match=r"has no section 4\.44"):
+        make_pages.section("4.44")
+    with pytest.raises(ValueError, match="has no kapa of notebook 04"):
+        make_pages.sweep("retinas", "04", "kapa")
+
+
+NAMES = r"CC BY(-\w+)* \d\.\d|YAML 1\.1|Python 3\.\d+|SqueezeNet 1\.1|arXiv:\d+\.\d+|BSD-3"
+
+
+def typed_results(text):
+    """Decimal numbers, percentages and thousands in the prose of a page or a template.
+
+    Prose is what is no code, no expression, address or attribute of an image. Names that hold a
+    number are none, nor is the `section 2.7` that a notebook has.
+    """
+    text = re.sub(r"```.*?```|<!--.*?-->", "", text, flags=re.DOTALL)
+    text = re.sub(r"\{\{.*?\}\}|\{%.*?%\}|\{#.*?#\}", "", text, flags=re.DOTALL)
+    text = re.sub(r"^    .*$", "", text, flags=re.MULTILINE)
+    text = re.sub(r"`[^`]*`|\]\([^)]*\)|<https?:[^>]*>|(src|width)=\"[^\"]*\"", "", text)
+    text = re.sub(NAMES, "", text)
+    for named in re.findall(r"section\s+(\d\.\d+)", text):
+        make_pages.section(named)
+    text = re.sub(r"section\s+\d\.\d+", "", text)
+    return re.findall(r"\d+[.,]\d+|\d+ ?%", text)
+
+
+WRITTEN_BY_HAND = ("docs/running.md", "docs/troubleshooting.md")
+
+
+@pytest.mark.parametrize("page", [*TEMPLATES, *WRITTEN_BY_HAND])
+def test_no_result_is_typed_by_hand(page):
+    """Of all pages but docs/speed.md, which dates and places its measurements instead."""
+    assert not set(typed_results(read(page))) - {"95 %"}  # the level of every interval
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    ["Kappa is 0.67 on IDRiD.", "It finds 20 % of them.", "of 44,351 eyes", "91% of it"],
+)
+def test_a_result_typed_by_hand_is_found(sentence):
+    assert typed_results(f"{{{{ given(1 < 2) }}}}\n- {sentence}")
+    assert not typed_results("CC BY 4.0, `0.5`, {{ score | percent }}, [x](a-1.5), section 2.7")
+
+
+def test_the_section_of_a_page_must_exist():
+    with pytest.raises(ValueError, match="has no section"):
+        typed_results("see notebook 2, section 2.77")
+
+
+def test_the_readme_is_short_and_its_pictures_are_small():
+    text = read("README.md")
+    assert len(text.splitlines()) <= 150
+    pictures = re.findall(r'<img src="([^"]+)"[^>]* alt="([^"]+)"', text)
+    assert len(pictures) == 3
+    for file, alt in pictures:
+        assert len(alt.split()) > 10
+        assert (paths.ROOT / file).stat().st_size <= 300_000
+        with Image.open(paths.ROOT / file) as picture:
+            assert min(picture.size) >= 600
+
+
+def test_the_changes_begin_with_this_version():
+    version = tomllib.loads(read("pyproject.toml"))["project"]["version"]
+    assert re.findall(r"^## (\S+)", read("CHANGELOG.md"), re.MULTILINE)[0] == version
+
+
+# Links
+
+
+def slugs(page):
+    """The anchors that GitHub and the site give the headings of a page."""
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", line.lower()).replace(" ", "-") for line in headings}
+
+
+@pytest.mark.parametrize("page", [*PAGES, "CHANGELOG.md"])
+def test_every_link_of_a_page_leads_to_a_file_and_to_a_heading_in_it(page):
+    text = re.sub(r"```.*?```|`[^`]*`", "", read(page), flags=re.DOTALL)
+    links = re.findall(r"\]\(([^)\s]+)\)|src=\"([^\"]+)\"", text)
+    broken = []
+    for link in filter(None, [one or other for one, other in links]):
+        if re.match(r"https?:", link):
+            continue
+        name, _, anchor = unquote(link).partition("#")
+        target = (paths.ROOT / page).parent / name if name else paths.ROOT / page
+        if not target.exists() or (anchor and anchor not in slugs(target)):
+            broken.append(link)
+    assert not broken
+
+
+def test_the_running_page_knows_every_profile_and_variable():
+    text = read("docs/running.md")
+    profiles = re.findall(r"^\| `(\w+)` \| (?:all|\d)", text, re.MULTILINE)
+    assert set(profiles) == set(execution.profiles())
+    assert set(re.findall(r"COMPANION_[A-Z]+", text)) <= set(
+        re.findall(r"COMPANION_[A-Z]+", (paths.ROOT / "lib" / "paths.py").read_text())
+    )
+    assert all(sweep.read(name) for name in ("mnist", "learning-curve"))
+
+
+# Messages
+
+
+def messages():
+    """What the code may say: its texts, with dots where a value is put in."""
+    found = [read("Makefile")]
+    for file in [*(paths.ROOT / "lib").rglob("*.py"), paths.ROOT / "exercises" / "checks.py"]:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [getattr(part, "value", None) for part in node.values]
+                found.append("".join(p if isinstance(p, str) else "..." for p in parts))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found)
+
+
+def test_every_message_that_is_explained_is_one_of_the_code():
+    blocks = re.findall(r"```text\n(.*?)```", read("docs/troubleshooting.md"), re.DOTALL)
+    lines = [line for block in blocks for line in block.splitlines()]
+    assert len(lines) > 30
+    known = messages()
+    unknown = []
+    for line in lines:
+        pieces = [piece for piece in re.split(r"\.{3,}", line) if len(piece.strip()) > 1]
+        assert pieces and max(map(len, pieces)) >= 9, line
+        unknown += [f"{line}: {piece!r}" for piece in pieces if piece not in known]
+    assert not unknown, "\n".join(unknown)
+
+
+def test_without_make_one_does_what_make_does():
+    """The lines for Windows install what the Makefile installs, and say that they are untried."""
+    text = read("docs/troubleshooting.md").split("### ")[1]
+    recipe = read("Makefile")
+    for options in ("-r requirements.lock", "--no-deps -e .", "-m lib run"):
+        assert options in text and options in recipe
+    assert "**Untried**" in text
+
+
+# Commands
 
 
 def printed():
     """Every command in a block of code or between backquotes, without `.venv/bin/`."""
     found = []
     for page in PAGES:
-        text = (paths.ROOT / page).read_text()
+        text = read(page)
         blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
         lines = [line for block in blocks for line in block.splitlines()]
         lines += re.findall(r"^    (\S.*)$", text, re.MULTILINE)
+        text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
         lines += [" ".join(span.split()) for span in re.findall(r"(?<!`)`([^`]+)`(?!`)", text)]
         for line in lines:
-            words = shlex.split(line.removeprefix(".venv/bin/"), comments=True)
+            try:
+                words = shlex.split(line.removeprefix(".venv/bin/"), comments=True)
+            except ValueError:  # an apostrophe: no command
+                continue
             if len(words) > 1 and words[0] in PROGRAMS:
                 found.append(pytest.param(words, id=f"{page}: {' '.join(words)[:60]}"))
     return found
