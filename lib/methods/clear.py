@@ -18,10 +18,11 @@ what arrives there:
 
 A leaky ReLU of slope s has s R where the table has 0.
 
-Notebook 02 measures CLEAR's Table 1 for each. On MNIST "deconvnet" comes within 0.02 of the paper's
-accuracies in both recorded runs, so it is the likeliest to have been the paper's. But hardly more
-of its response is for the true class than by chance. The default here is "guided", whose responses
-are most for the true class, and lie most on lesions (notebook 06).
+Notebook 02 measures CLEAR's Table 1 for each. It does not tell them apart: over ten trainings on
+MNIST each comes near the paper's accuracies in some, none in all, and the plain gradient does as
+well. The default is "guided", for its responses are the most for the true class after each of them.
+The notebook also computes two readings that are no options here: unpooling to a fixed or to every
+place instead of the maxima's, and |R|.
 """
 
 import re
