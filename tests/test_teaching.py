@@ -81,9 +81,7 @@ def test_sections_and_files_that_a_page_names_are_there(page):
     assert named and not named - set(TABLE.index), named - set(TABLE.index)
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         assert (FOLDER / target).exists(), target
-    headings = {re.sub(r"[^\w\- ]", "", h).lower().replace(" ", "-")
-                for h in re.findall(r"^#+ (.+)$", text, re.M)}  # fmt: skip
-    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= headings
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= anchors(text)
 
 
 def test_there_are_wrong_answers_to_expect_for_every_notebook():
@@ -102,16 +100,39 @@ def test_the_guide_has_questions_a_stop_and_what_to_skip_for_every_notebook():
         assert all(f"**{word}**" in part for word in ("Stop", "Ask", "Skip"))
 
 
-def test_the_glossary_has_sixty_terms_in_order_each_with_its_section():
-    terms = re.findall(r"^- \*\*(.+?)\*\*: .+ \(\d\.\d+\)\.$", PAGES["glossary.md"], re.M)
-    assert len(terms) >= 60 and len(set(terms)) == len(terms)
-    assert terms == sorted(terms, key=str.casefold)
-    assert PAGES["glossary.md"].count("\n- ") == len(terms)
+def anchors(text):
+    """The anchors that GitHub and the site give the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+def entries(part):
+    """The terms of a part of the glossary: (term, its picture if it has one, its text)."""
+    pattern = r"### (.+)\n\n(?:!\[.{15,}\]\(pictures/(.+)\.jpeg\)\n\n)?(.+ \(\d\.\d+\)\.)"
+    blocks = re.split(r"^(?=### )", part, flags=re.M)[1:]
+    return [re.fullmatch(pattern, block.strip()).groups() for block in blocks]
+
+
+EYE, ALL_ELSE = PAGES["glossary.md"].split("\n## A to Z\n")
+
+
+def test_the_glossary_has_sixty_terms_in_order_each_a_heading_with_its_section():
+    terms = [term for term, _, _ in entries(ALL_ELSE)]
+    assert len(terms) >= 60 and terms == sorted(terms, key=str.casefold)
+    headings = re.findall(r"^### .+$", PAGES["glossary.md"], re.M)
+    assert len(headings) == len(terms) + len(entries(EYE)) == len(anchors("\n".join(headings)))
+
+
+@pytest.mark.parametrize("path", sorted(paths.NOTEBOOKS.glob("*.ipynb")), ids=lambda p: p.stem)
+def test_every_link_of_a_notebook_into_the_glossary_leads_to_a_term(path):
+    text = "\n".join(cell.source for cell in nbformat.read(path, 4).cells)
+    linked = re.findall(r"\]\(\.\./teaching/glossary\.md(?:#([^)]*))?\)", text)
+    assert not set(linked) - anchors(PAGES["glossary.md"])
+    assert len(set(linked)) == len(linked), "each once in a notebook"
 
 
 def test_disc_fovea_and_every_lesion_have_a_picture_with_alt_text():
-    pictures = dict(re.findall(r"!\[.{15,}?\]\(pictures/(.+?)\.jpeg\) \| \*\*(.+?)\*\*",
-                               PAGES["glossary.md"]))  # fmt: skip
+    pictures = {kind: term for term, kind, _ in entries(EYE)}
     assert set(pictures) == {*retina.MASKS, "fovea"}
     assert {path.stem for path in (FOLDER / "pictures").iterdir()} == set(pictures)
     for kind, term in pictures.items():
