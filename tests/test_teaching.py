@@ -17,17 +17,23 @@ TABLE = make_guide.sections()
 REMADE = "run make guide"
 
 
+CELLS = [
+    cell
+    for path in sorted(paths.NOTEBOOKS.glob("*.ipynb"))
+    for cell in nbformat.read(path, 4).cells
+]
+
+
 def code_of_sections():
     """The code of each section of the notebooks, one text."""
     found = {}
-    for path in sorted(paths.NOTEBOOKS.glob("*.ipynb")):
-        section = ""
-        for cell in nbformat.read(path, 4).cells:
-            if cell.cell_type == "markdown":
-                for number, _ in make_guide.SECTION.findall(cell.source):
-                    section = number
-            elif section:
-                found[section] = found.get(section, "") + cell.source + "\n"
+    section = ""
+    for cell in CELLS:
+        if cell.cell_type == "markdown":
+            for number, _ in make_guide.SECTION.findall(cell.source):
+                section = number
+        elif section:
+            found[section] = found.get(section, "") + cell.source + "\n"
     return found
 
 
@@ -35,13 +41,25 @@ CODE = code_of_sections()
 MISTAKES = re.findall(r"^\| (\".+?\") \| .+ \| (\d\.\d+) `(.+)` \|$", PAGES["README.md"], re.M)
 
 
-def test_every_section_has_its_minutes_and_no_other():
-    assert list(TABLE.index) == list(make_guide.titles())
+def test_every_section_has_its_minutes_and_no_other_cell_has_any():
+    numbers = [number for number, _, _ in make_guide.headings()]
+    assert list(TABLE.index) == numbers and len(set(numbers)) == len(numbers)
     assert (TABLE.weeks > 0).all()
+    kept = [cell.metadata["minutes"] for cell in CELLS if "minutes" in cell.metadata]
+    assert sorted(number for minutes in kept for number in minutes) == sorted(numbers)
+
+
+def test_a_section_without_minutes_is_named_with_what_is_wanted(monkeypatch):
+    without = [("1.1", "What pooling forgets", {"minutes": {"1.2": {}}})]
+    monkeypatch.setattr(make_guide, "headings", lambda: without)
+    with pytest.raises(ValueError, match=r"1\.1 What pooling forgets: .*'half_day'.* are wanted"):
+        make_guide.sections()
 
 
 def test_every_exercise_belongs_to_one_section_of_its_notebook():
-    numbers = [(number, section) for section, row in TABLE.iterrows() for number in row.exercises]
+    numbers = [
+        (number, section) for section, row in TABLE.iterrows() for number in row.weeks_exercises
+    ]
     assert sorted(number for number, _ in numbers) == sorted(make_guide.minutes_of_exercises())
     assert all(number[0] == section[0] for number, section in numbers)
 
@@ -58,7 +76,7 @@ def test_the_plans_add_up_to_what_they_promise():
     for plan in ("short", "half_day"):
         assert not (TABLE[plan] > TABLE.weeks).any()
         for _, row in TABLE.iterrows():
-            assert set(row[f"{plan}_exercises"]) <= set(row.exercises)
+            assert set(row[f"{plan}_exercises"]) <= set(row.weeks_exercises)
 
 
 def test_the_sections_that_the_plan_of_90_minutes_names_are_those_that_it_has():
