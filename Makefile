@@ -49,6 +49,10 @@ exercises: .venv/.ready
 guide: .venv/.ready
 	.venv/bin/python teaching/make_guide.py
 
+# Slides from the notebooks' figures and formulas, to be shown without the network.
+slides: .venv/.ready
+	.venv/bin/python teaching/make_slides.py
+
 clean:
 	rm -rf build .pytest_cache .ruff_cache *.egg-info
 	rm -rf data/raw/phantom data/raw/phantom-* data/prepared/phantom-* data/sequencers/phantom* data/sequencers/*-bundled* data/sequencers/*-smoke*

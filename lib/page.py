@@ -166,7 +166,10 @@ class Page(HTMLExporter):
         """The filter that renders Markdown; the cell in the context holds pictures it shows."""
         attachments = context.get("cell", {}).get("attachments", {})
         renderer = Renderer(
-            self.folder, attachments=attachments, anchor_link_text=self.anchor_link_text
+            self.folder,
+            attachments=attachments,
+            anchor_link_text=self.anchor_link_text,
+            exclude_anchor_links=self.exclude_anchor_links,
         )
         return MarkdownWithMath(renderer=renderer).render(source)
 
