@@ -1,11 +1,11 @@
-# make run | test | lab | lint | exercises | guide | docs | site | clean: each sets up .venv first where
-# it is missing or out of date.
+# make run | test | browser | lab | lint | exercises | guide | docs | slides | site | clean: each sets up
+# .venv first where it is missing or out of date.
 # Options: make run ARGS="--profile smoke --only 02"; make run PYTHON=/path/to/python3.12
 PYTHON ?= python3
 ARGS ?=
 FRESH := build/test
 
-.PHONY: run test lab exercises guide docs lint site clean
+.PHONY: run test browser lab exercises guide docs slides lint site clean
 
 run: .venv/.ready
 	.venv/bin/python -m lib run $(ARGS)
@@ -24,8 +24,12 @@ test: lint
 		.venv/bin/pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=600 notebooks; run=$$?; \
 		.venv/bin/pytest $(HALF); exit $$((run || $$?)) ) > $(FRESH)/other.log 2>&1 & \
 	other=$$!; trap "pkill -P $$other; kill $$other" INT TERM; \
-	.venv/bin/pytest tests $(HALF:%=--ignore=%); unit=$$?; \
+	.venv/bin/pytest -m "not browser" tests $(HALF:%=--ignore=%); unit=$$?; \
 	wait $$other; others=$$?; cat $(FRESH)/other.log; exit $$((unit || others))
+
+# The site, the slides and the notebooks' pages, opened in a browser that has no network.
+browser: site slides
+	OMP_NUM_THREADS=1 .venv/bin/pytest -m browser tests/test_browser.py
 
 lint: .venv/.ready
 	@echo "== Lint"
@@ -52,6 +56,10 @@ guide: .venv/.ready
 # README.md and docs/findings.md, from their templates and the recorded results.
 docs: .venv/.ready
 	.venv/bin/python docs/make_pages.py
+
+# Slides from the notebooks' figures and formulas, to be shown without the network.
+slides: .venv/.ready
+	.venv/bin/python teaching/make_slides.py
 
 clean:
 	rm -rf build .pytest_cache .ruff_cache *.egg-info

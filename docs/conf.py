@@ -1,4 +1,4 @@
-"""The site: the committed notebooks as they are, the texts, and the API; see `make site`.
+"""The site: the committed notebooks as they are, exercises, texts, and the API; see `make site`.
 
 Nothing is fetched, neither when the site is built nor when it is read.
 """
@@ -9,6 +9,7 @@ import html
 import itertools
 import json
 import re
+import sys
 import tomllib
 from base64 import b64decode
 from pathlib import Path
@@ -22,6 +23,10 @@ from lib.page import FONT, mathml, style
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 
+# Where the repository's files open in Colab, as "https://colab.research.google.com/github/NAME/
+# REPOSITORY/blob/main"; each notebook's page then links to itself there. Empty: no link.
+COLAB = ""
+
 project = "CAM, CLEAR and CLEAR-DR"
 author = "The CLEAR companion authors"
 version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
@@ -31,6 +36,7 @@ root_doc = "README"
 # What the site holds, under which caption; the README above all.
 CONTENTS = {
     "Notebooks": ["notebooks/*.ipynb"],
+    "Exercises": ["exercises/[0-9]*.py"],
     "Teaching": ["teaching/*.md"],
     "The library": ["docs/api/*.md"],
     "The project": [
@@ -42,6 +48,8 @@ include_patterns = ["README.md", *itertools.chain(*CONTENTS.values())]
 templates_path = ["templates"]
 
 nb_execution_mode = "off"
+sys.path.insert(0, str(ROOT / "exercises"))
+nb_custom_formats = {".py": "make_copies.page"}
 myst_enable_extensions = ["dollarmath", "html_image"]
 myst_heading_anchors = 4
 myst_links_external_new_tab = False
@@ -141,6 +149,15 @@ def describe(app: Sphinx, document: nodes.document) -> None:
 DESCRIPTIONS = descriptions()
 
 
+def colab(app: Sphinx, document: nodes.document) -> None:
+    """Put a link to Colab below the title of a notebook's page."""
+    name = f"{app.env.docname}.ipynb"
+    if COLAB and (ROOT / name).exists():
+        link = nodes.reference("", "Open in Colab", refuri=f"{COLAB}/{name}")
+        title = next(iter(document.findall(nodes.title)))
+        title.parent.insert(title.parent.index(title) + 1, nodes.paragraph("", "", link))
+
+
 def formula(writer: Any, node: nodes.Element) -> None:
     """Write a formula as MathML."""
     writer.body.append(mathml(node.astext(), display=isinstance(node, nodes.math_block)))
@@ -171,5 +188,6 @@ def setup(app: Sphinx) -> None:
     app.connect("source-read", complete)
     app.connect("autodoc-process-docstring", docstring, priority=400)  # before napoleon
     app.connect("doctree-read", describe)
+    app.connect("doctree-read", colab)
     app.connect("builder-inited", font)
     app.connect("build-finished", front_page)

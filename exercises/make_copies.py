@@ -3,10 +3,12 @@
 One source for each notebook, `NN_name.py` in jupytext's percent format. Its cells are tagged: an
 exercise has a `stub` that students get, a `solution`, wrong answers tagged `misconception` that the
 tests plant, and a `check`. Students get the first and the last; the solution notebook has the
-second in place of the first. Both carry nbgrader's metadata.
+second in place of the first. Both carry nbgrader's metadata. The site has all three, the solution
+folded.
 """
 
 import hashlib
+import itertools
 import re
 import shutil
 from functools import partial
@@ -15,7 +17,7 @@ from pathlib import Path
 import jupytext
 import nbformat
 from nbconvert.preprocessors import TagRemovePreprocessor
-from nbformat import NotebookNode
+from nbformat import NotebookNode, v4
 
 from lib import paths
 
@@ -29,18 +31,33 @@ HEADING = re.compile(
 )
 
 
+DETAILS = re.compile(r"(<details><summary>.+?</summary>)\s*(.+?)\s*(</details>)", re.DOTALL)
+SOLUTION = "<details><summary>Solution</summary>\n\n{}\n\n</details>"
+
+
 def names() -> list[str]:
     """The notebooks that have exercises, by name."""
     return sorted(path.stem for path in SOURCES.glob("[0-9]*.py"))
 
 
-def read(name: str) -> NotebookNode:
-    """The source of a notebook's exercises, all its cells."""
-    book = jupytext.read(SOURCES / f"{name}.py", fmt="py:percent")
+def reads(text: str) -> NotebookNode:
+    """A source of exercises as a notebook, all its cells.
+
+    Blank lines are put round what is folded: without them Markdown within HTML stays as written.
+    """
+    book = jupytext.reads(text, fmt="py:percent")
     book.metadata = NotebookNode(
         kernelspec={"name": "python3", "display_name": "Python 3", "language": "python"}
     )
+    for cell in book.cells:
+        if cell.cell_type == "markdown":
+            cell.source = DETAILS.sub(r"\1\n\n\2\n\n\3\n", cell.source).strip()
     return book
+
+
+def read(name: str) -> NotebookNode:
+    """The source of a notebook's exercises, all its cells."""
+    return reads((SOURCES / f"{name}.py").read_text(encoding="utf-8"))
 
 
 def tags(cell: NotebookNode) -> list[str]:
@@ -81,6 +98,30 @@ def make(name: str, kind: str) -> NotebookNode:
     remover = TagRemovePreprocessor(remove_cell_tags=set(KINDS[kind]), enabled=True)
     book, _ = remover.preprocess(book, {})
     book.metadata["companion"] = {"untouched": fingerprint(book)}
+    return book
+
+
+def page(text: str) -> NotebookNode:
+    """A source of exercises as the site shows it: tasks, stubs and checks, solutions folded.
+
+    Args:
+        text: of the source. MyST-NB reads it with this function, see `nb_custom_formats`.
+    """
+    book = reads(re.sub(r"`notebooks/(\w+\.ipynb)`", r"[\1](../notebooks/\1)", text))
+    book.metadata["language_info"] = {"name": "python", "pygments_lexer": "ipython3"}
+    remover = TagRemovePreprocessor(remove_cell_tags={"misconception"}, enabled=True)
+    book, _ = remover.preprocess(book, {})
+    cells = []
+    for solved, group in itertools.groupby(book.cells, lambda cell: "solution" in tags(cell)):
+        if solved:
+            parts = [
+                f"```python\n{cell.source}\n```" if cell.cell_type == "code" else cell.source
+                for cell in group
+            ]
+            cells.append(v4.new_markdown_cell(SOLUTION.format("\n\n".join(parts))))
+        else:
+            cells.extend(group)
+    book.cells = cells
     return book
 
 

@@ -1,6 +1,7 @@
 """A notebook as a page that asks the network for nothing: formulas as MathML, their font inside."""
 
 import base64
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,30 +13,18 @@ from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from traitlets.config import Config
 
+from lib import paths
+
 # STIX Two Math 2.11 of the STIX Fonts Project Authors, SIL Open Font License 1.1, reduced to the
 # Latin and Greek letters and the signs of formulas (formulas.LICENSE.txt says how).
 FONT = Path(__file__).with_name("formulas.woff2")
 
-TEMPLATE = """
-{%- extends 'index.html.j2' -%}
+NO_SCRIPTS = """
 {%- block html_head_js -%}{%- endblock -%}
 {%- block jupyter_widgets -%}{%- endblock -%}
 {%- block html_head_js_mathjax -%}{%- endblock -%}
-{%- block html_head_js_mermaidjs -%}{%- endblock -%}
-{%- block html_head_css -%}
-<style>
-{{ resources.formulas }}
-/* Text as dark as WCAG 2 asks, and links that are not known by their colour alone. */
-:root {
-  --jp-mirror-editor-number-color: #060;
-  --jp-mirror-editor-comment-color: #366;
-  --jp-mirror-editor-operator-color: #71c;
-  --jp-cell-prompt-not-active-font-color: #616161;
-  --jp-cell-prompt-not-active-opacity: 1;
-}
-.jp-RenderedHTMLCommon a:link { text-decoration: underline; }
-</style>
-{%- endblock -%}
+"""
+OUTPUTS = """
 {%- macro described(image, alt) -%}
 {%- if alt is none -%}
 {{ image }}
@@ -56,6 +45,28 @@ TEMPLATE = """
 </div>
 {%- endblock -%}
 """
+TEMPLATE = (
+    "{%- extends 'index.html.j2' -%}"
+    + NO_SCRIPTS
+    + OUTPUTS
+    + """
+{%- block html_head_js_mermaidjs -%}{%- endblock -%}
+{%- block html_head_css -%}
+<style>
+{{ resources.formulas }}
+/* Text as dark as WCAG 2 asks, and links that are not known by their colour alone. */
+:root {
+  --jp-mirror-editor-number-color: #060;
+  --jp-mirror-editor-comment-color: #366;
+  --jp-mirror-editor-operator-color: #71c;
+  --jp-cell-prompt-not-active-font-color: #616161;
+  --jp-cell-prompt-not-active-opacity: 1;
+}
+.jp-RenderedHTMLCommon a:link { text-decoration: underline; }
+</style>
+{%- endblock -%}
+"""
+)
 
 
 @cache
@@ -98,7 +109,23 @@ def style(font: str) -> str:
 
 
 class Renderer(IPythonRenderer):
-    """Markdown as nbconvert renders it, formulas as MathML; one that is none stays as written."""
+    """Markdown as nbconvert renders it, formulas as MathML; one that is none stays as written.
+
+    Args:
+        folder: of the page. A link out of notebooks/, which begins with `../`, leads from there.
+        options: of `IPythonRenderer`.
+    """
+
+    def __init__(self, folder: Path, **options: Any) -> None:
+        """See the class."""
+        super().__init__(escape=False, **options)
+        self.folder = folder
+
+    def link(self, text: str, url: str, title: str | None = None) -> str:
+        """A link."""
+        if url.startswith("../"):
+            url = Path(os.path.relpath(paths.NOTEBOOKS / url, self.folder)).as_posix()
+        return super().link(text, url, title)
 
     def block_math(self, body: str) -> str:
         """A formula on a line of its own."""
@@ -123,6 +150,7 @@ class Page(HTMLExporter):
     """nbconvert's page without the scripts that it asks the network for; images keep their alt."""
 
     raw_template = TEMPLATE
+    folder = paths.NOTEBOOKS  # where the page will lie
 
     @property
     def default_config(self) -> Config:
@@ -138,7 +166,10 @@ class Page(HTMLExporter):
         """The filter that renders Markdown; the cell in the context holds pictures it shows."""
         attachments = context.get("cell", {}).get("attachments", {})
         renderer = Renderer(
-            escape=False, attachments=attachments, anchor_link_text=self.anchor_link_text
+            self.folder,
+            attachments=attachments,
+            anchor_link_text=self.anchor_link_text,
+            exclude_anchor_links=self.exclude_anchor_links,
         )
         return MarkdownWithMath(renderer=renderer).render(source)
 
@@ -149,6 +180,8 @@ class Page(HTMLExporter):
 
 
 def html(notebook: Path) -> str:
-    """The page of an executed notebook, complete in one file."""
-    written, _ = Page().from_filename(str(notebook))
+    """The page of an executed notebook, complete in one file, to lie beside it."""
+    exporter = Page()
+    exporter.folder = notebook.resolve().parent
+    written, _ = exporter.from_filename(str(notebook))
     return written

@@ -1,8 +1,14 @@
 """Write the guide's table of minutes into README.md, and the glossary's pictures: `make guide`.
 
-`sections.csv` has a row for each section of the notebooks: its week, the minutes that each of the
-three plans spends on teaching it, and the exercises that belong to it. The minutes of an exercise
-stand in its own heading, the titles of the sections in the notebooks.
+The cell that holds a section's heading has in its metadata, under `minutes` and the section's
+number, the section's week, the minutes that each of the three plans spends on teaching it, and the
+exercises that belong to it:
+
+    "minutes": {"1.2": {"week": 1, "weeks": 30, "half_day": 20, "short": 12,
+        "weeks_exercises": ["1.2", "1.4", "1.5"], "half_day_exercises": ["1.2"],
+        "short_exercises": []}}
+
+The minutes of an exercise stand in its own heading.
 """
 
 import re
@@ -20,18 +26,20 @@ from lib.data import phantom, retina
 
 FOLDER = paths.ROOT / "teaching"
 PLANS = {"short": "90 minutes", "half_day": "half a day", "weeks": "four weeks"}
+COLUMNS = ("week", *PLANS, *(f"{plan}_exercises" for plan in PLANS))
 SECTION = re.compile(r"^## (\d\.\d+) (.+)$", re.MULTILINE)
 EXERCISE = re.compile(r"^# ## (\d\.\d) .+, (\d+) minutes\)$", re.MULTILINE)
 BLOCK = "<!-- minutes: begin, written by make_guide.py -->\n{}\n<!-- minutes: end -->"
 
 
-def titles() -> dict[str, str]:
-    """The sections of all notebooks: number and title."""
-    found = {}
+def headings() -> list[tuple[str, str, dict]]:
+    """The sections of all notebooks: number, title, and the metadata of the heading's cell."""
+    found = []
     for path in sorted(paths.NOTEBOOKS.glob("*.ipynb")):
         for cell in nbformat.read(path, 4).cells:
             if cell.cell_type == "markdown":
-                found |= dict(SECTION.findall(cell.source))
+                for number, title in SECTION.findall(cell.source):
+                    found.append((number, title, cell.metadata))
     return found
 
 
@@ -44,17 +52,25 @@ def minutes_of_exercises() -> dict[str, int]:
 
 
 def sections() -> pd.DataFrame:
-    """A row for each section: its title, week, and the minutes and exercises of each plan."""
-    table = pd.read_csv(FOLDER / "sections.csv", dtype={"section": str}, keep_default_na=False)
-    table = table.set_index("section")
-    names = titles()
-    table.insert(0, "title", [names.get(section, "") for section in table.index])
+    """A row for each section: its title, week, and the minutes and exercises of each plan.
+
+    Raises:
+        ValueError: a section has no minutes, or not all that `COLUMNS` names.
+    """
+    rows = {}
+    for number, title, metadata in headings():
+        row = metadata.get("minutes", {}).get(number, {})
+        if set(row) != set(COLUMNS):
+            raise ValueError(
+                f"{number} {title}: the metadata of the heading's cell has {sorted(row)} under "
+                f'["minutes"]["{number}"], and {sorted(COLUMNS)} are wanted'
+            )
+        rows[number] = {"title": title} | row
+    table = pd.DataFrame.from_dict(rows, orient="index")
     minutes = minutes_of_exercises()
     for plan in PLANS:
-        column = "exercises" if plan == "weeks" else f"{plan}_exercises"
-        table[column] = [str(numbers).split() for numbers in table[column]]
         table[f"{plan}_practice"] = [
-            sum(minutes[number] for number in numbers) for numbers in table[column]
+            sum(minutes[number] for number in numbers) for numbers in table[f"{plan}_exercises"]
         ]
     return table
 
@@ -69,7 +85,7 @@ def minutes_table(table: pd.DataFrame) -> str:
     lines.append("|---|" + "--:|" * len(PLANS) + "--:|---|")
     for section, row in table.iterrows():
         cells = [_cell(row[plan], row[f"{plan}_practice"]) for plan in PLANS]
-        cells += [str(row.week), ", ".join(row.exercises) or "·"]
+        cells += [str(row.week), ", ".join(row.weeks_exercises) or "·"]
         lines.append(f"| {section} {row.title} | {' | '.join(cells)} |")
     sums = []
     for plan in PLANS:

@@ -115,7 +115,7 @@ def make(checkout, *arguments, **environment):
     return subprocess.run(command, env=outer | environment, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("target", ["run", "test", "lab", "exercises", "guide", "lint", "site"])
+@pytest.mark.parametrize("target", "run test browser lab exercises guide slides lint site".split())
 def test_make_sets_up_once_and_again_only_when_the_lock_or_pyproject_changes(checkout, target):
     assert "pip install" not in make(checkout, "-n", target).stdout
     for name in ("requirements.lock", "pyproject.toml"):

@@ -315,6 +315,28 @@ def test_a_student_notebook_runs_in_its_own_folder_and_gives_nbgrader_its_points
     assert results == ["1", "0", "0", "0"]
 
 
+@every_notebook
+def test_the_page_has_each_solution_folded_and_no_misconception(name):
+    text = (make_copies.SOURCES / f"{name}.py").read_text()
+    cells = make_copies.page(text).cells
+    folded = [cell.source for cell in cells if cell.source.startswith("<details><summary>Solution")]
+    assert len(folded) == len(EXERCISES[name])
+    assert all(one.count("<details>") == 1 and one.endswith("</details>") for one in folded)
+    rest = [cell.source for cell in cells if cell.source not in folded]
+    for exercise, solution in zip(EXERCISES[name].values(), folded, strict=True):
+        assert f"```python\n{exercise['solution']}\n```" in solution
+        assert exercise["stub"] in rest and exercise["check"] in rest
+        assert not {exercise["solution"], *exercise["wrong"].values()} & set(rest)
+    assert f"(../notebooks/{name}.ipynb)" in cells[0].source
+
+
+def test_what_is_folded_is_markdown():
+    (cell,) = make_copies.reads(
+        "# %% [markdown]\n# <details><summary>Hint</summary>`a`</details>"
+    ).cells
+    assert cell.source == "<details><summary>Hint</summary>\n\n`a`\n\n</details>"
+
+
 @pytest.mark.parametrize("kind", make_copies.KINDS)
 @every_notebook
 def test_a_copy_is_a_valid_notebook_with_nbgraders_metadata(name, kind, copies):

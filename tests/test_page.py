@@ -61,6 +61,14 @@ def test_what_is_no_formula_stays_as_written(shown):
         page.mathml("\\nosuchcommand <b>", display=False)
 
 
+def test_a_link_out_of_notebooks_leads_on_from_where_the_page_lies(shown, tmp_path):
+    term = "teaching/glossary.md#class-activation-map"
+    soup = shown(v4.new_markdown_cell(f"[a term](../{term}), [notebook 2](02_clear_mnist.ipynb)"))
+    first, second = [link["href"] for link in soup.main.find_all("a")]
+    assert (tmp_path / first).resolve() == paths.ROOT / term
+    assert second == "02_clear_mnist.ipynb"
+
+
 @pytest.mark.parametrize("kind", ["image/png", "image/jpeg"])
 def test_an_image_keeps_what_its_output_says_about_it(shown, kind):
     for metadata in ({kind: {"alt": '2 < 3, a "map"'}}, {"alt": '2 < 3, a "map"'}):

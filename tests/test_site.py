@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -109,12 +110,24 @@ def test_every_image_is_described(site, pages):
 
 @pytest.mark.slow
 def test_the_site_holds_the_notebooks_the_texts_and_what_search_finds(site):
-    names = [f"notebooks/{path.stem}" for path in paths.NOTEBOOKS.glob("*.ipynb")]
+    stems = [path.stem for path in paths.NOTEBOOKS.glob("*.ipynb")]
+    names = [f"{folder}/{stem}" for folder in ("notebooks", "exercises") for stem in stems]
     for name in (*names, "README", "CONTRIBUTING", "data/README", "docs/api/1-methods", "search"):
         assert (site / f"{name}.html").exists(), name
     assert 'url=README.html"' in (site / "index.html").read_text()
     index = (site / "searchindex.js").read_text()
     assert "deconvnet" in index and "attentive_responses" in index
+
+
+@pytest.mark.slow
+def test_exercises_stand_beside_their_notebook_with_solutions_folded(site, pages):
+    for path in paths.NOTEBOOKS.glob("*.ipynb"):
+        notebook = pages[site / "notebooks" / f"{path.stem}.html"]
+        assert notebook.select_one(f'article a[href="../exercises/{path.stem}.html"]'), path.stem
+        exercises = pages[site / "exercises" / f"{path.stem}.html"].article
+        assert exercises.select_one(f'a[href="../notebooks/{path.stem}.html"]')
+        solutions = [one for one in exercises.find_all("details") if "Solution" in one.summary.text]
+        assert len(solutions) >= 4 and all(one.find("pre") for one in solutions)
 
 
 @pytest.mark.slow
@@ -125,6 +138,24 @@ def test_the_functions_of_a_module_stand_below_what_the_module_says(site, pages)
     function = module.find(id="lib.methods.clear.attentive_responses").find_parent("dl")
     assert "Parameters" in function.get_text() and "Raises" in function.get_text()
     assert "scores, R = attentive_responses(network, images)" in function.pre.get_text()
+
+
+def test_a_notebook_links_to_colab_where_an_address_is_given_and_only_there(
+    configuration, monkeypatch
+):
+    def linked(page, address):
+        monkeypatch.setattr(configuration, "COLAB", address)
+        document = nodes.section("", nodes.title("", "A"), nodes.paragraph("", "B"))
+        configuration.colab(SimpleNamespace(env=SimpleNamespace(docname=page)), document)
+        links = list(document.findall(nodes.reference))
+        assert not links or document.index(links[0].parent) == 1
+        return [link["refuri"] for link in links]
+
+    there = "https://colab.research.google.com/github/a/b/blob/main"
+    name = "notebooks/01_cam_imagenet"
+    assert linked(name, there) == [f"{there}/{name}.ipynb"]
+    assert linked(name, "") == linked("README", there) == []
+    assert linked("exercises/01_cam_imagenet", there) == []
 
 
 def test_every_module_of_lib_has_its_place_in_the_api():

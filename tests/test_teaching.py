@@ -17,17 +17,23 @@ TABLE = make_guide.sections()
 REMADE = "run make guide"
 
 
+CELLS = [
+    cell
+    for path in sorted(paths.NOTEBOOKS.glob("*.ipynb"))
+    for cell in nbformat.read(path, 4).cells
+]
+
+
 def code_of_sections():
     """The code of each section of the notebooks, one text."""
     found = {}
-    for path in sorted(paths.NOTEBOOKS.glob("*.ipynb")):
-        section = ""
-        for cell in nbformat.read(path, 4).cells:
-            if cell.cell_type == "markdown":
-                for number, _ in make_guide.SECTION.findall(cell.source):
-                    section = number
-            elif section:
-                found[section] = found.get(section, "") + cell.source + "\n"
+    section = ""
+    for cell in CELLS:
+        if cell.cell_type == "markdown":
+            for number, _ in make_guide.SECTION.findall(cell.source):
+                section = number
+        elif section:
+            found[section] = found.get(section, "") + cell.source + "\n"
     return found
 
 
@@ -35,13 +41,25 @@ CODE = code_of_sections()
 MISTAKES = re.findall(r"^\| (\".+?\") \| .+ \| (\d\.\d+) `(.+)` \|$", PAGES["README.md"], re.M)
 
 
-def test_every_section_has_its_minutes_and_no_other():
-    assert list(TABLE.index) == list(make_guide.titles())
+def test_every_section_has_its_minutes_and_no_other_cell_has_any():
+    numbers = [number for number, _, _ in make_guide.headings()]
+    assert list(TABLE.index) == numbers and len(set(numbers)) == len(numbers)
     assert (TABLE.weeks > 0).all()
+    kept = [cell.metadata["minutes"] for cell in CELLS if "minutes" in cell.metadata]
+    assert sorted(number for minutes in kept for number in minutes) == sorted(numbers)
+
+
+def test_a_section_without_minutes_is_named_with_what_is_wanted(monkeypatch):
+    without = [("1.1", "What pooling forgets", {"minutes": {"1.2": {}}})]
+    monkeypatch.setattr(make_guide, "headings", lambda: without)
+    with pytest.raises(ValueError, match=r"1\.1 What pooling forgets: .*'half_day'.* are wanted"):
+        make_guide.sections()
 
 
 def test_every_exercise_belongs_to_one_section_of_its_notebook():
-    numbers = [(number, section) for section, row in TABLE.iterrows() for number in row.exercises]
+    numbers = [
+        (number, section) for section, row in TABLE.iterrows() for number in row.weeks_exercises
+    ]
     assert sorted(number for number, _ in numbers) == sorted(make_guide.minutes_of_exercises())
     assert all(number[0] == section[0] for number, section in numbers)
 
@@ -58,7 +76,7 @@ def test_the_plans_add_up_to_what_they_promise():
     for plan in ("short", "half_day"):
         assert not (TABLE[plan] > TABLE.weeks).any()
         for _, row in TABLE.iterrows():
-            assert set(row[f"{plan}_exercises"]) <= set(row.exercises)
+            assert set(row[f"{plan}_exercises"]) <= set(row.weeks_exercises)
 
 
 def test_the_sections_that_the_plan_of_90_minutes_names_are_those_that_it_has():
@@ -81,9 +99,7 @@ def test_sections_and_files_that_a_page_names_are_there(page):
     assert named and not named - set(TABLE.index), named - set(TABLE.index)
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         assert (FOLDER / target).exists(), target
-    headings = {re.sub(r"[^\w\- ]", "", h).lower().replace(" ", "-")
-                for h in re.findall(r"^#+ (.+)$", text, re.M)}  # fmt: skip
-    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= headings
+    assert set(re.findall(r"\]\(#([^)]+)\)", text)) <= anchors(text)
 
 
 def test_there_are_wrong_answers_to_expect_for_every_notebook():
@@ -102,16 +118,39 @@ def test_the_guide_has_questions_a_stop_and_what_to_skip_for_every_notebook():
         assert all(f"**{word}**" in part for word in ("Stop", "Ask", "Skip"))
 
 
-def test_the_glossary_has_sixty_terms_in_order_each_with_its_section():
-    terms = re.findall(r"^- \*\*(.+?)\*\*: .+ \(\d\.\d+\)\.$", PAGES["glossary.md"], re.M)
-    assert len(terms) >= 60 and len(set(terms)) == len(terms)
-    assert terms == sorted(terms, key=str.casefold)
-    assert PAGES["glossary.md"].count("\n- ") == len(terms)
+def anchors(text):
+    """The anchors that GitHub and the site give the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", text, re.M)
+    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+def entries(part):
+    """The terms of a part of the glossary: (term, its picture if it has one, its text)."""
+    pattern = r"### (.+)\n\n(?:!\[.{15,}\]\(pictures/(.+)\.jpeg\)\n\n)?(.+ \(\d\.\d+\)\.)"
+    blocks = re.split(r"^(?=### )", part, flags=re.M)[1:]
+    return [re.fullmatch(pattern, block.strip()).groups() for block in blocks]
+
+
+EYE, ALL_ELSE = PAGES["glossary.md"].split("\n## A to Z\n")
+
+
+def test_the_glossary_has_sixty_terms_in_order_each_a_heading_with_its_section():
+    terms = [term for term, _, _ in entries(ALL_ELSE)]
+    assert len(terms) >= 60 and terms == sorted(terms, key=str.casefold)
+    headings = re.findall(r"^### .+$", PAGES["glossary.md"], re.M)
+    assert len(headings) == len(terms) + len(entries(EYE)) == len(anchors("\n".join(headings)))
+
+
+@pytest.mark.parametrize("path", sorted(paths.NOTEBOOKS.glob("*.ipynb")), ids=lambda p: p.stem)
+def test_every_link_of_a_notebook_into_the_glossary_leads_to_a_term(path):
+    text = "\n".join(cell.source for cell in nbformat.read(path, 4).cells)
+    linked = re.findall(r"\]\(\.\./teaching/glossary\.md(?:#([^)]*))?\)", text)
+    assert not set(linked) - anchors(PAGES["glossary.md"])
+    assert len(set(linked)) == len(linked), "each once in a notebook"
 
 
 def test_disc_fovea_and_every_lesion_have_a_picture_with_alt_text():
-    pictures = dict(re.findall(r"!\[.{15,}?\]\(pictures/(.+?)\.jpeg\) \| \*\*(.+?)\*\*",
-                               PAGES["glossary.md"]))  # fmt: skip
+    pictures = {kind: term for term, kind, _ in entries(EYE)}
     assert set(pictures) == {*retina.MASKS, "fovea"}
     assert {path.stem for path in (FOLDER / "pictures").iterdir()} == set(pictures)
     for kind, term in pictures.items():
