@@ -92,6 +92,11 @@ def some(value):
     return [value, value + 0.01, value - 0.01, value + 0.005, value - 0.005]
 
 
+def over_readings(**values):
+    """A value for each reading in a sweep over tolerances and readings."""
+    return {f"tolerance=1 relu={reading}": value for reading, value in values.items()}
+
+
 PLANTED = {
     "cam-score": ({"held": True, "error": 1e-7}, {"held": False, "error": 0.2}),
     "cam-pointing": ({"hits": 0.98, "chance": 0.1}, {"hits": 0.6, "chance": 0.1}, {"scenes": 300}),
@@ -213,8 +218,12 @@ PLANTED = {
         {"kernels": 0.9, "connected": 0.9},
     ),
     "own-default-reading": (
-        {"chosen": "guided", "ahead": 0.2},
-        {"chosen": "guided", "ahead": -0.2},
+        {"phantoms": over_readings(linear=1.5, deconvnet=3.0, gated=2.5, guided=4.0)},
+        {"phantoms": over_readings(linear=1.5, deconvnet=3.0, gated=2.5, guided=2.0)},
+        {
+            **{"guided": 4.0, "low": 3.5, "high": 4.5},
+            **{"linear": 2.0, "deconvnet": 2.5, "gated": 3.0},
+        },
     ),
 }  # fmt: skip
 
@@ -248,10 +257,12 @@ def planted(folder, values):
             continue
         rows = []
         for number, metric, series in swept[sweep.name]:
-            for run, value in enumerate(series):
+            if isinstance(series, list):
+                series = {f"seed={run}": value for run, value in enumerate(series)}
+            for point, value in series.items():
                 column = "text" if isinstance(value, str) else "value"
-                rows.append({"point": f"seed={run}", "notebook": NOTEBOOKS[number],
-                             "metric": metric, column: value})  # fmt: skip
+                row = {"point": point, "notebook": NOTEBOOKS[number], "metric": metric}
+                rows.append(row | dict(part.split("=") for part in point.split()) | {column: value})
         pd.concat([lines, pd.DataFrame(rows)]).to_csv(home / "results.csv", index=False)
 
 
