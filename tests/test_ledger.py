@@ -84,6 +84,10 @@ AWAITED = {"clear-mistakes"}  # newer than the record of MNIST
 AHEAD = {"difference": 0.1, "low": 0.05, "high": 0.15}
 BEHIND = {"difference": -0.1, "low": -0.15, "high": -0.05}
 LIKE = {"difference": 0.001, "low": -0.004, "high": 0.005}
+LEADS = ["edges_hits", "edges_times", "random_times", "edges_hits_here", "edges_times_here"]
+LEADS += ["random_hits_here", "random_times_here"]
+USED = {"deletion": -0.1, "deletion_low": -0.2, "insertion": 0.1, "insertion_high": 0.2}
+USED |= {"deletion_retinas": -0.1, "deletion_low_retinas": -0.2}
 FIRST = [0.1, 0.3, 0.3, 0.3, 0.3]  # nearest in one training of five
 
 
@@ -166,13 +170,13 @@ PLANTED = {
         {"pixels": 0.3, "pixels_retinas": 0.4, "n": 100, "n_retinas": 100},
     ),
     "dr-lesions": (
-        {"random_hits": 0.1},
-        {"random_hits": -0.1},
+        {"random_hits": 0.1, "random_hits_high": 0.3},
+        {"random_hits": -0.3, "random_hits_high": -0.1},
         {
-            **dict.fromkeys(("edges_hits", "edges_times", "random_times"), 0.2),
-            **dict.fromkeys(("edges_hits_here", "edges_times_here", "random_hits_here"), 0.2),
-            **{"random_times_here": 0.2, "hits": 0.9, "chance": 0.1, "times": 4.0},
-            **{"photographs": 54, "hits_here": 1.0, "times_here": 4.0},
+            **dict.fromkeys(LEADS, 0.2),
+            **dict.fromkeys((f"{lead}_high" for lead in LEADS), 0.4),
+            **{"hits": 0.9, "chance": 0.1, "times": 4.0, "photographs": 54},
+            **{"hits_here": 1.0, "times_here": 4.0},
         },
     ),
     "dr-frozen": (
@@ -186,17 +190,14 @@ PLANTED = {
         {"agreed": 0.95, "chance": 0.2, "eyes": 100, "chance_retinas": 0.4},
     ),
     "dr-used": (
-        {"deletion": -0.1, "insertion": 0.1, "deletion_retinas": -0.1, "insertion_retinas": 0.1},
-        {"deletion": 0.1, "insertion": 0.1, "deletion_retinas": -0.1, "insertion_retinas": 0.1},
+        {"insertion_retinas": 0.05, "insertion_high_retinas": 0.2},
+        {"insertion_retinas": -0.2, "insertion_high_retinas": -0.05},
+        USED,
     ),
     "dr-used-more-than-edges": (
-        {"insertion_retinas": 0.05},
-        {"insertion_retinas": -0.05},
-        {
-            **{"deletion": -0.1, "deletion_low": -0.2, "insertion": 0.1, "insertion_high": 0.2},
-            **{"deletion_retinas": -0.1, "deletion_low_retinas": -0.2},
-            **{"insertion_high_retinas": 0.2},
-        },
+        {"insertion_retinas": 0.05, "insertion_high_retinas": 0.2},
+        {"insertion_retinas": -0.2, "insertion_high_retinas": -0.05},
+        USED,
     ),
     "dr-lesion-taken-away": (
         {"difference": 0.6, "low": 0.5, "high": 0.7},
