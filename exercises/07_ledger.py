@@ -19,8 +19,8 @@ trainings = pd.DataFrame({"gated": [0.01, 0.12, 0.02], "guided": [0.04, 0.03, 0.
 # ## 7.1 A number that nobody has (predict, 1 point, 3 minutes)
 #
 # The condition of a claim is `error < 0.05`. The notebook that computes `error` has not been run,
-# so `error` is NaN, and Python says that `NaN < 0.05` is False. Which verdict belongs into the
-# ledger: "reproduced", "differs" or "not checked here"?
+# so `error` is NaN, and Python says that `NaN < 0.05` is False. What belongs into the ledger:
+# "reproduced", "not reproduced" or "not run"?
 #
 # <details><summary>Hint 1</summary>What would you tell an author whose claim you have not
 # tried?</details>
@@ -29,10 +29,10 @@ trainings = pd.DataFrame({"gated": [0.01, 0.12, 0.02], "guided": [0.04, 0.03, 0.
 verdict = None  # one of the three, as a text
 
 # %% tags=["solution"]
-verdict = "not checked here"
+verdict = "not run"
 
-# %% tags=["misconception"] shows="differs"
-verdict = "differs"
+# %% tags=["misconception"] shows="not reproduced"
+verdict = "not reproduced"
 
 # %% tags=["misconception"] shows="reproduced"
 verdict = "reproduced"

@@ -4,18 +4,15 @@ import ast
 import json
 import os
 import re
-import shutil
 import statistics
 import subprocess
 import sys
 
-import matplotlib.pyplot as plt
 import nbformat
 import pytest
 import yaml
-from IPython.display import display
 
-from lib import notebook, paths
+from lib import paths
 
 NAMES = [
     "01_cam_imagenet",
@@ -194,129 +191,6 @@ def test_the_notebooks_of_a_profile_read_what_its_earlier_ones_make(profile):
         assert len(set(given.values())) <= 1, f"{parameter}: {given}"
         if (paths.PROFILES / profile / f"{maker}.yaml").exists():
             assert maker in given
-
-
-@pytest.fixture
-def ledger(tmp_path, monkeypatch):
-    """A function that runs 07 on records made here; it returns the notebook's globals."""
-    monkeypatch.setattr(paths, "BUILD", tmp_path)
-    monkeypatch.chdir(paths.NOTEBOOKS)
-    metrics = tmp_path / "bundled" / "metrics"
-    metrics.mkdir(parents=True)
-    found = {
-        "01_cam_imagenet": {"pointing": {"value": 0.95}},
-        "03_dr_dataset": {"photographs": 9, "rejected": 0},
-        "04_radiomic_sequencer": {"neighbours": {"sequences": 0.9, "pixels": 0.5}},
-    }
-    for name, numbers in found.items():
-        parameters = {parameter: value for parameter, (_, value) in declared(name).items()}
-        record = {"parameters": parameters, "commit": notebook.commit(), "seed": 0}
-        record |= {"versions": notebook.versions(), "products": {}, "claims": []}
-        record["numbers"] = numbers
-        (metrics / f"{name}.json").write_text(json.dumps(record))
-
-    def run():
-        namespace = {"display": display}  # which every kernel has
-        for cell in code("07_ledger"):
-            exec(cell.source, namespace)
-        plt.close("all")
-        namespace["verdicts"] = namespace["table"].set_index("claim")["verdict"]
-        return namespace
-
-    run.metrics = metrics
-    return run
-
-
-FINDS = "trained on image labels alone, the class map finds the object"
-TELLS = "radiomic sequences tell the grades apart"
-
-
-def test_the_ledger_judges_the_numbers_of_this_run_and_says_what_was_not_run(ledger, capsys):
-    found = ledger()
-    assert found["verdicts"][FINDS] == "reproduced on scenes"
-    assert found["verdicts"][TELLS] == "reproduced on phantoms"
-    assert found["verdicts"]["accuracy on MNIST"] == "reproduced"  # recorded in data/recorded
-    assert found["verdicts"]["the maps lie on lesions, phantoms"].startswith("not checked here")
-    assert "flag" not in found["table"]
-    said = capsys.readouterr().out
-    assert "SKIPPED: the numbers of 02_clear_mnist, 05_clear_dr_figures, 06" in said
-    assert "FLAGGED" not in said and "all of them of this commit" in said
-
-
-def test_the_ledger_flags_numbers_of_another_seed_or_commit_in_each_row_that_uses_them(
-    ledger, capsys
-):
-    path = ledger.metrics / "04_radiomic_sequencer.json"
-    old = json.loads(path.read_text()) | {"seed": 5, "commit": "a" * 40}
-    path.write_text(json.dumps(old))
-    found = ledger()
-    flags = found["table"].set_index("claim")["flag"]
-    assert flags[TELLS].startswith("04: commit aaaaaaa, here ")
-    assert flags[TELLS].endswith("; seed 5, here 0") and flags[FINDS] == ""
-    assert found["verdicts"][TELLS] == "reproduced on phantoms"
-    assert "FLAGGED: 04_radiomic_sequencer: commit aaaaaaa" in capsys.readouterr().out
-    assert found["ax"].get_title() == "Verdicts, by paper (run bundled; flagged: 04)"
-    record = json.loads((ledger.metrics / "07_ledger.json").read_text())
-    assert record["data"].endswith("04_radiomic_sequencer; flagged: 04")
-
-
-CLAIM = {"claim": "it is found", "value": 0.8, "bound": ">= 0.9", "held": False}
-
-
-@pytest.mark.parametrize("asserted", [True, False])
-def test_the_ledger_flags_other_parameters_and_a_claim_that_failed_where_it_was_made(
-    ledger, capsys, asserted
-):
-    path = ledger.metrics / "01_cam_imagenet.json"
-    record = json.loads(path.read_text())
-    record["parameters"]["epochs"] = 9
-    record["claims"] = [CLAIM | {"asserted": asserted}]
-    path.write_text(json.dumps(record))
-    found = ledger()
-    flags = found["table"].set_index("claim")["flag"]
-    expected = "01: epochs=9, other than in the profile"
-    if asserted:
-        expected += "; its claim failed: it is found: 0.8, bound >= 0.9"
-    assert flags[FINDS] == expected and flags[TELLS] == ""
-    assert found["verdicts"][FINDS] == "reproduced on scenes"
-
-
-def test_the_ledger_names_the_reading_that_is_near_table_1_in_every_training_of_the_sweep(
-    ledger, monkeypatch, tmp_path
-):
-    """Beside the recorded training, in which deconvnet (0.013) and gated (0.003) are near."""
-    recorded = tmp_path / "recorded"
-    shutil.copytree(paths.RECORDED, recorded, ignore=shutil.ignore_patterns("*.png"))
-    monkeypatch.setattr(paths, "RECORDED", recorded)
-    lines = ["point,notebook,seed,epochs,metric,value,text,status"]
-    for seed in (0, 1):
-        for reading, distance in (
-            ("linear", 0.2), ("deconvnet", 0.03), ("gated", 0.01 + 0.1 * seed), ("guided", 0.3)
-        ):  # fmt: skip
-            metric = f"table1.{reading}.distance"
-            lines.append(f"{seed},02_clear_mnist,{seed},1,{metric},{distance},,ok")
-    (recorded / "sweeps" / "mnist" / "results.csv").write_text("\n".join(lines) + "\n")
-    rows = ledger()["table"].set_index("claim")
-    any_reading = rows.loc["Table 1: accuracy with only the strong features, without them"]
-    assert any_reading["verdict"] == "reproduced"
-    assert any_reading["real data"] == (
-        "nearest of 3 trainings: gated in 2, deconvnet in 1, at 0.003 to 0.030 (mnist)"
-    )
-    one_reading = rows.loc["Table 1 and Eq. 3: a reading of the ReLU that gives the table"]
-    assert one_reading["verdict"] == "reproduced by deconvnet in every training"
-    assert one_reading["real data"] == (
-        "within 0.05, of 3 trainings: linear 0, deconvnet 3, gated 2, guided 0 (mnist)"
-    )
-
-
-def test_the_ledger_does_not_judge_what_rests_on_a_notebook_that_failed(ledger, capsys):
-    earlier = ledger.metrics.parent / "earlier" / "metrics"
-    earlier.mkdir(parents=True)
-    (ledger.metrics / "03_dr_dataset.json").rename(earlier / "03_dr_dataset.json")
-    found = ledger()
-    assert found["verdicts"][TELLS] == "not checked here: notebook not run on phantoms"
-    assert found["verdicts"][FINDS] == "reproduced on scenes"
-    assert "04 03 was begun again and has not ended well" in capsys.readouterr().out
 
 
 def companion(build, *arguments):
