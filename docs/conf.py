@@ -48,6 +48,7 @@ include_patterns = ["README.md", *itertools.chain(*CONTENTS.values())]
 templates_path = ["templates"]
 
 nb_execution_mode = "off"
+nb_render_markdown_format = "myst"  # of outputs: their links are those of the notebook
 sys.path.insert(0, str(ROOT / "exercises"))
 nb_custom_formats = {".py": "make_copies.page"}
 myst_enable_extensions = ["dollarmath", "html_image"]
