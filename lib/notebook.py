@@ -446,7 +446,8 @@ class Run:
             save = partial(figure.savefig, format=kind, dpi=150)
             paths.write(folder / f"{self.notebook[:2]}-{name}.{kind}", save)
             figure.set_layout_engine("none")  # found once: that takes as long as to draw
-        display(figure, metadata={"image/png": {"alt": alt}})
+        kinds = ("image/png", "image/jpeg")  # a notebook of photographs shows its figures as JPEG
+        display(figure, metadata={kind: {"alt": alt} for kind in kinds})
         plt.close(figure)
 
     def skip(self, what: str, why: str) -> None:

@@ -335,7 +335,9 @@ def test_figure_is_shown_with_what_it_shows_and_saved_as_png_at_150_dpi_and_as_p
     with pytest.raises(ValueError, match="say in `alt` what it shows"):
         run.figure(figure, "figure-2.1", " ")
     run.figure(figure, "figure-2.1", "Two bars,\n  3 and 4")
-    assert shown == [(figure, {"metadata": {"image/png": {"alt": "Two bars, 3 and 4"}}})]
+    described = {"alt": "Two bars, 3 and 4"}
+    metadata = {"image/png": described, "image/jpeg": described}
+    assert shown == [(figure, {"metadata": metadata})]
     assert not plt.get_fignums()
     folder = paths.BUILD / "bundled" / "figures"
     assert sorted(path.name for path in folder.iterdir()) == [

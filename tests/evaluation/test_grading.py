@@ -234,6 +234,45 @@ def test_an_interval_needs_a_row_for_each_photograph_and_a_share(arrays, options
         grading.bootstrap_interval(np.mean, *arrays, **options)
 
 
+# --- proportion_interval
+
+
+@pytest.mark.parametrize(("k", "n"), [(1, 4), (7, 20), (19, 20), (54, 104)])
+@pytest.mark.parametrize("level", [0.95, 0.8])
+def test_at_the_ends_of_the_interval_the_tails_of_the_binomial_are_what_is_left(k, n, level):
+    def probability(p, counts):
+        return sum(math.comb(n, i) * p**i * (1 - p) ** (n - i) for i in counts)
+
+    low, high = grading.proportion_interval(torch.arange(n) < k, level)
+    assert 0 < low < k / n < high < 1
+    assert probability(low, range(k, n + 1)) == pytest.approx((1 - level) / 2, rel=1e-6)
+    assert probability(high, range(k + 1)) == pytest.approx((1 - level) / 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("n", [1, 9, 104])
+def test_all_right_or_none_is_no_certainty(n):
+    # All n are right with probability p^n, so p^n = 0.025 at the lower end.
+    low, high = grading.proportion_interval(np.ones(n, bool))
+    assert (low, high) == (pytest.approx(0.025 ** (1 / n)), 1)
+    none = grading.proportion_interval(np.zeros(n, bool))
+    assert none == (0, pytest.approx(1 - low))
+    assert grading.bootstrap_interval(np.mean, np.ones(n), samples=50) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("right", "level", "message"),
+    [
+        ([0.5, 1.0], 0.95, r"float64 \(2,\): give bool \(n,\)"),
+        ([[True], [False]], 0.95, r"\(2, 1\): give bool"),
+        (np.zeros(0, bool), 0.95, "n > 0"),
+        ([True, False], 95, "level is 95; give the share"),
+    ],
+)
+def test_a_share_needs_right_or_wrong_for_each_photograph(right, level, message):
+    with pytest.raises(ValueError, match=message):
+        grading.proportion_interval(right, level)
+
+
 # --- mcnemar
 
 
