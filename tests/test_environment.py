@@ -7,11 +7,14 @@ import shutil
 import subprocess
 import tomllib
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
+import skimage
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from PIL import Image
 
 from lib import paths
 from lib.__main__ import main
@@ -169,3 +172,10 @@ def test_every_make_command_of_the_readme_is_a_target():
     named = set(re.findall(r"\bmake ([a-z]+)\b", "".join(quoted)))
     targets = set(re.findall(r"^([a-z]+):", (paths.ROOT / "Makefile").read_text(), re.M))
     assert {"run", "test"} <= named <= targets
+
+
+@pytest.mark.parametrize("name", ["chelsea", "coffee"])
+def test_the_photographs_that_imagenet_knows_come_with_scikit_image(name):
+    """A version whose wheel leaves them out would download them, and notebook 1 needs none."""
+    folder = Path(skimage.__file__).parent / "data"
+    assert Image.open(folder / f"{name}.png").mode == "RGB"
