@@ -247,7 +247,7 @@ def test_recorded_numbers_are_under_the_names_that_the_notebook_gives_them(smoke
     # records of MNIST, RetinaMNIST and IDRiD.
     optional = {
         *("objectives", "eq3_error", "photographs_by_source", "by_source", "val_kappa", "val"),
-        *("froc", "paired", "random_networks", "used_more"),
+        *("froc", "paired", "random_networks", "used_more", "heads"),
     }
     assert set(record["numbers"]) - optional == set(numbers(smoke[0], file.stem)) - optional
 
