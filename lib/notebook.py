@@ -446,7 +446,9 @@ class Run:
             save = partial(figure.savefig, format=kind, dpi=150)
             paths.write(folder / f"{self.notebook[:2]}-{name}.{kind}", save)
             figure.set_layout_engine("none")  # found once: that takes as long as to draw
-        display(figure, metadata={"image/png": {"alt": alt}})
+        kind, shown = figures.as_bytes(figure)
+        data = {kind: shown, "text/plain": repr(figure)}
+        display(data, raw=True, metadata={kind: {"alt": alt}})
         plt.close(figure)
 
     def skip(self, what: str, why: str) -> None:

@@ -1,6 +1,8 @@
 """What the figures show: drawn with one screen pixel for each image pixel and read back from the
 canvas."""
 
+from io import BytesIO
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -13,6 +15,8 @@ import torch
 from matplotlib import colormaps
 from matplotlib.cbook import is_math_text
 from matplotlib.colors import hsv_to_rgb, to_rgb
+from PIL import Image
+from scipy import ndimage
 
 from lib import figures
 
@@ -274,3 +278,45 @@ def test_the_name_of_any_file_is_drawn_on_one_line_and_as_it_is(name, shown):
     ax = figures.show(canvas(1, 2), GREYS, figures.verbatim(name))
     ax.figure.canvas.draw()
     assert ax.get_title() == drawn
+
+
+def chart():
+    fig, ax = plt.subplots(figsize=(4, 3))
+    for name, colour in figures.READING_COLOURS.items():
+        ax.plot(np.random.default_rng(len(name)).random(9), color=colour, lw=3, label=name)
+    ax.legend()
+    return fig
+
+
+def photograph():
+    fig = plt.figure(figsize=(4, 3))
+    rng = np.random.default_rng(0)
+    image = ndimage.gaussian_filter(rng.random((300, 400, 3)), (3, 3, 0))
+    fig.add_axes((0, 0, 1, 1)).imshow((image - image.min()) / np.ptp(image))
+    return fig
+
+
+@pytest.mark.parametrize(
+    ("draw", "kind", "other"), [(chart, "image/png", "jpeg"), (photograph, "image/jpeg", "png")]
+)
+def test_a_figure_is_handed_over_in_the_smaller_form_and_looks_as_it_was_drawn(draw, kind, other):
+    fig = draw()
+    drawn = BytesIO()
+    fig.savefig(drawn, format="png", dpi=fig.dpi, bbox_inches="tight")
+    drawn = Image.open(drawn).convert("RGB")
+    found, data = figures.as_bytes(fig)
+    image = Image.open(BytesIO(data))
+    assert found == kind == Image.MIME[image.format] and image.size == drawn.size
+    rival = BytesIO()
+    drawn.save(rival, other, **({"quality": 55} if other == "jpeg" else {"optimize": True}))
+    assert len(data) < 0.8 * len(rival.getvalue())
+    off = np.abs(np.asarray(image.convert("RGB"), int) - np.asarray(drawn, int))
+    assert off.mean() < 6 and np.quantile(off, 0.99) < 40
+
+
+def test_the_colours_of_the_readings_survive_the_palette():
+    _, data = figures.as_bytes(chart())
+    colours = np.asarray(Image.open(BytesIO(data)).convert("RGB"), int).reshape(-1, 3)
+    for name, colour in figures.READING_COLOURS.items():
+        wanted = 255 * np.array(to_rgb(colour))
+        assert (np.abs(colours - wanted).max(1) < 6).sum() > 100, name

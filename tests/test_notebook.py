@@ -3,6 +3,7 @@
 import json
 import random
 import subprocess
+from io import BytesIO
 
 import matplotlib.pyplot as plt
 import nbformat
@@ -330,12 +331,15 @@ def test_figure_is_shown_with_what_it_shows_and_saved_as_png_at_150_dpi_and_as_p
     write("02_x")
     shown = []
     monkeypatch.setattr(notebook, "display", lambda *what, **how: shown.append((*what, how)))
-    figure = plt.figure(figsize=(3, 2))
+    figure, ax = plt.subplots(figsize=(3, 2))
+    ax.bar([0, 1], [3, 4])
     run = notebook.begin("02_x", VALUES)
     with pytest.raises(ValueError, match="say in `alt` what it shows"):
         run.figure(figure, "figure-2.1", " ")
     run.figure(figure, "figure-2.1", "Two bars,\n  3 and 4")
-    assert shown == [(figure, {"metadata": {"image/png": {"alt": "Two bars, 3 and 4"}}})]
+    [(data, how)] = shown
+    assert Image.open(BytesIO(data["image/png"])).size[0] > 200 and "Figure" in data["text/plain"]
+    assert how == {"raw": True, "metadata": {"image/png": {"alt": "Two bars, 3 and 4"}}}
     assert not plt.get_fignums()
     folder = paths.BUILD / "bundled" / "figures"
     assert sorted(path.name for path in folder.iterdir()) == [
