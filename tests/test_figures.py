@@ -319,9 +319,8 @@ def test_a_figure_of_more_colours_than_a_palette_holds_keeps_them():
     hues = np.arange(5) / 5
     figures.level_legend(axes[0], hues, range(5))
     axes[1].imshow(np.arange(400).reshape(20, 20), cmap="viridis")
-    kind, data = figures.as_bytes(fig)
+    _, data = figures.as_bytes(fig)
     colours = np.asarray(Image.open(BytesIO(data)).convert("RGB"), int).reshape(-1, 3)
-    assert kind == "image/jpeg"
     for hue in hues:
         wanted = 255 * hsv_to_rgb((hue, 1, 1))
         assert (np.abs(colours - wanted).max(1) < 32).sum() > 20, hue
