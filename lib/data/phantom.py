@@ -291,7 +291,11 @@ def _lesions(
 
 
 def draw_photograph(
-    grade: int, seed: int, size: int, eye: str = "right"
+    grade: int,
+    seed: int,
+    size: int,
+    eye: str = "right",
+    without: np.ndarray | None = None,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """A synthetic fundus photograph; equal arguments give equal pixels.
 
@@ -305,6 +309,7 @@ def draw_photograph(
         seed: of the eye, and with the grade of its lesions.
         size: side in pixels, 48 to 2048.
         eye: one of `SIDES`.
+        without: bool (size, size), where no lesion is drawn; all else stays as it is.
 
     Returns:
         The photograph uint8 (size, size, 3), and masks bool (size, size) by name of
@@ -318,6 +323,10 @@ def draw_photograph(
     _require_integer("size", size, 48, 2048)
     if eye not in SIDES:
         raise ValueError(f"eye is {eye!r}; give 'left' or 'right'")
+    without = np.zeros((size, size), bool) if without is None else np.asarray(without, bool)
+    if without.shape != (size, size):
+        raise ValueError(f"without is {without.shape}; give a mask ({size}, {size})")
+    shown = ~without[:, ::-1] if eye == "left" else ~without
     rng = np.random.default_rng([seed, SIDES.index(eye)])
     disc = rng.uniform(0.52, 0.7), rng.uniform(-0.1, 0.06)
     fovea = disc[0] - rng.uniform(0.68, 0.78), disc[1] + rng.uniform(0.03, 0.1)
@@ -333,7 +342,9 @@ def draw_photograph(
 
     image = _background(rng, size, colour, to_fovea, to_disc)
     _draw_vessels(image, tree, to_fovea, beaded=grade == 3)
-    for name, cover in lesions.items():
+    for name in lesions:
+        lesions[name] = lesions[name] * shown
+        cover = lesions[name]
         keep, add = np.float32(_LOOKS[name])
         image += cover[..., None] * (image * (keep - 1) + add)
     aperture = np.clip((1 - np.sqrt(x**2 + y**2)) * size / 2 + 0.5, 0, 1)

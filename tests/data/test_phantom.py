@@ -86,6 +86,22 @@ def test_grades_of_one_eye_differ_in_the_lesions_and_nowhere_else(grade):
             assert change[away].max() == 0
 
 
+@pytest.mark.parametrize(("grade", "eye"), [(2, "right"), (4, "right"), (4, "left")])
+def test_an_eye_is_drawn_without_the_lesions_in_a_mask_and_is_else_the_same(grade, eye):
+    whole, masks = phantom.draw_photograph(grade, 7, 128, eye)
+    left_out = np.zeros((128, 128), bool)
+    left_out[:, :64] = True
+    image, others = phantom.draw_photograph(grade, 7, 128, eye, left_out)
+    healthy, _ = phantom.draw_photograph(0, 7, 128, eye)
+    assert np.any([masks[name][left_out] for name in LESIONS])
+    for name in LESIONS:
+        assert np.array_equal(others[name], masks[name] & ~left_out)
+    assert np.array_equal(others["optic_disc"], masks["optic_disc"])
+    far = np.s_[:, :58], np.s_[:, 70:]  # from the mask's edge, over which the camera blurs
+    assert np.array_equal(image[far[0]], healthy[far[0]])
+    assert np.array_equal(image[far[1]], whole[far[1]])
+
+
 def test_lesions_have_the_colour_of_their_kind():
     darker = {MA: True, H: True, HE: False, CWS: False, NV: True, PRH: True}
     for grade in (1, 2, 3, 4):
@@ -148,6 +164,11 @@ def test_eyes_differ_in_colour_and_exposure():
 def test_a_photograph_out_of_range_says_what_and_what_to_do(arguments, said):
     with pytest.raises(ValueError, match=said):
         phantom.draw_photograph(*arguments)
+
+
+def test_a_mask_of_another_size_says_so():
+    with pytest.raises(ValueError, match=r"without is \(64, 64\); give a mask \(128, 128\)"):
+        phantom.draw_photograph(2, 0, 128, without=np.ones((64, 64), bool))
 
 
 # The collection
