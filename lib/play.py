@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 import torch
 import traitlets
-from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.formatters import DisplayFormatter
 from IPython.display import display
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
@@ -70,7 +70,7 @@ def _png(figure: Figure) -> bytes:
 
 def _display(widget: ipywidgets.DOMWidget, figure: Figure, alt: str) -> None:
     """Show a widget, and the figure in its place to whatever shows none, as a saved notebook."""
-    data, metadata = InteractiveShell.instance().display_formatter.format(widget)
+    data, metadata = DisplayFormatter().format(widget)
     data = data | {"image/png": _png(figure)}
     display(data, metadata=metadata | {"image/png": {"alt": " ".join(alt.split())}}, raw=True)
 
@@ -79,30 +79,32 @@ def with_sliders(run: Run, name: str, draw: Callable[..., Drawn], *sliders: Slid
     """A figure that is drawn anew whenever one of its sliders is moved.
 
     Args:
-        run: of the notebook.
+        run: of the notebook; the data set `prepared` among its parameters heads the figure.
         name: of the figure's files, as `Run.figure` takes it.
         draw: a value of each slider -> the figure and what it shows.
         sliders: one for each argument of `draw`.
     """
-    figure, alt = draw(*[slider.places[slider.start] for slider in sliders])
+
+    def drawn(*values: Any) -> Drawn:
+        figure, alt = draw(*values)
+        if "prepared" in run.parameters:
+            figure.suptitle(run.parameters["prepared"])
+        return figure, alt
+
+    figure, alt = drawn(*[slider.places[slider.start] for slider in sliders])
     if not run.attended:
         run.figure(figure, name, alt)
         return
     picture = ipywidgets.HTML(as_html(figure, alt))
+    look = {"style": {"description_width": "10em"}, "layout": {"width": "34em"}}
     moved = []
-    for slider in sliders:
-        options = {"options": list(slider.places), "value": slider.start}
-        style = {"description_width": "12em"}
-        layout = {"width": "36em"}
-        moved.append(
-            ipywidgets.SelectionSlider(
-                description=slider.label, style=style, layout=layout, **options
-            )
-        )
+    for label, places, start in sliders:
+        options = {"description": label, "options": list(places), "value": start}
+        moved.append(ipywidgets.SelectionSlider(**options, **look))
 
     def redraw(_: object) -> None:
         chosen = zip(sliders, moved, strict=True)
-        picture.value = as_html(*draw(*[slider.places[each.value] for slider, each in chosen]))
+        picture.value = as_html(*drawn(*[slider.places[each.value] for slider, each in chosen]))
 
     for each in moved:
         each.observe(redraw, "value")
@@ -186,7 +188,7 @@ def draw_answer(network: nn.Module, x: Tensor, relu: str, what: str) -> Drawn:
     pictures = x[0], clear.render(level, clear.DIGIT_HUES)[0], tiles
     for ax, picture, title in zip(axes, pictures, places, strict=True):
         figures.show(ax, picture, title, **({} if ax is not axes[2] else {"cmap": "inferno"}))
-    axes[1].set_title(f"CLEAR map: a {answer}")
+    axes[1].set_title(f"CLEAR map, answer {answer}")
     for c in range(10):
         at = {"x": c % 5 * width + 1, "y": c // 5 * height + 1, "va": "top"}
         colour = hsv_to_rgb((clear.DIGIT_HUES[c], 0.7, 1))
@@ -395,7 +397,7 @@ def prepared_phantom(
     _, masks = phantom.draw_photograph(grade, seed, side)
     without = np.zeros((side, side), bool)
     for kind in set(retina.LESIONS) - set(kinds):
-        without |= localisation.widen(masks[kind], 2)
+        without |= localisation.widen(masks[kind], side / 66)  # and its soft edge
     image, masks = phantom.draw_photograph(grade, seed, side, without=without)
     box = retina.crop_box(image) if config["crop"] else (0, 0, side, side)
     photograph = retina.cut(image, box, config["size"])
@@ -429,7 +431,7 @@ def draw_lesions(
     device = next(network.parameters()).device
     [eye] = explain.explain_images(network, x.to(device), relu, config["loss"])
     figure, axes = _panels(3, 2.2)
-    figures.show(axes[0], photograph, f"drawn as grade {grade}")
+    figures.show(axes[0], photograph, f"phantom of grade {grade}")
     if lesions.any():
         axes[0].contour(lesions, [0.5], colors="white", linewidths=0.6)
     figures.show(axes[1], explain.laid_over(eye.R, photograph), f"graded {eye.grade}")
@@ -561,6 +563,7 @@ def draw_random_layers(
     figures.show(axes[2], np.sqrt(response.clip(min=0)), f"random: the last {depth}")
     axes[3].plot([correlation for _, correlation in of_method], ".-", color="grey")
     axes[3].plot(depth, alike, "o", ms=9, color="#D55E00")
+    axes[3].xaxis.get_major_locator().set_params(integer=True)
     axes[3].set(xlabel="random layers", title=f"alike: {alike:.2f}", ylim=(-0.1, 1.05))
     return figure, (
         f"{name}, the last {depth} of {len(of_method) - 1} layers random: the rank correlation of "
