@@ -446,18 +446,22 @@ def draw_lesions(
     )
 
 
-def lesions(run: Run, network: nn.Module, config: Mapping[str, Any], relu: str, seed: int) -> None:
+def lesions(
+    run: Run, network: nn.Module, config: Mapping[str, Any], source: str, relu: str, seed: int
+) -> None:
     """Lesions of a phantom added and taken away, while its grade and its map follow.
 
     Args:
         run: of the notebook.
-        network: a sequencer; one that did not learn from phantoms is not asked.
+        network: a sequencer.
         config: of its run.
+        source: the collection that it has learnt from; where that is none of phantoms, it is not
+            asked about one.
         relu: the reading of Eq. 3.
         seed: of the phantom's eye.
     """
-    if "phantom" not in config["prepared"]:
-        why = f"the sequencer has learnt from {config['prepared']}, not from phantoms"
+    if not source.startswith("phantom"):
+        why = f"the sequencer has learnt from {source}, not from phantoms"
         run.skip("lesions added to a phantom", why)
         return
     places = {"none": (), "all of the grade": retina.LESIONS}
@@ -479,7 +483,7 @@ def lesions(run: Run, network: nn.Module, config: Mapping[str, Any], relu: str, 
 
 
 def draw_tolerance(
-    photographs: Sequence[np.ndarray],
+    photograph: np.ndarray,
     maps: Mapping[str, np.ndarray],
     lesions: np.ndarray,
     retinas: np.ndarray,
@@ -489,7 +493,7 @@ def draw_tolerance(
     """The scores of a map on lesions that are widened by a tolerance, the first eye as a picture.
 
     Args:
-        photographs: N, each (H, W, 3).
+        photograph: the first, (H, W, 3).
         maps: (N, H, W) by method.
         lesions: (N, H, W) bool, where any lesion is.
         retinas: (N, H, W) bool, where a response counts.
@@ -497,20 +501,19 @@ def draw_tolerance(
         per_cent: the tolerance, of the width.
     """
     pixels = round(per_cent / 100 * lesions.shape[-1])
+    targets = [localisation.widen(lesion, pixels) for lesion in lesions] & retinas
     rows = []
-    for response, lesion, inside in zip(maps[name], lesions, retinas, strict=True):
-        target = localisation.widen(lesion, pixels) & inside
+    for response, target in zip(maps[name], targets, strict=True):
         hit = localisation.pointing_game(response, target)
-        share = localisation.share_inside(response, target)
-        rows.append((hit, share, target.sum() / inside.sum()))
-    pointing, share, chance = np.mean(rows, axis=0)
-    first = localisation.widen(lesions[0], pixels) & retinas[0]
-    y, x = np.unravel_index(maps[name][0].argmax(), first.shape)
+        rows.append((hit, localisation.share_inside(response, target)))
+    pointing, share = np.mean(rows, axis=0)
+    chance = np.mean(targets.sum((1, 2)) / retinas.sum((1, 2)))
+    y, x = np.unravel_index(maps[name][0].argmax(), targets[0].shape)
     figure, axes = _panels(3, 2.2)
-    figures.show(axes[0], photographs[0], f"lesions widened by {pixels} pixels")
+    figures.show(axes[0], photograph, f"lesions widened by {pixels} pixels")
     figures.show(axes[1], np.sqrt(maps[name][0].clip(min=0)), name)
     for ax in axes[:2]:
-        ax.contour(first, [0.5], colors="#56B4E9", linewidths=0.8)
+        ax.contour(targets[0], [0.5], colors="#56B4E9", linewidths=0.8)
         ax.plot(x, y, "o", mec="red", mfc="none", ms=9)
     axes[2].barh(["pointing game", "share inside", "chance"], [pointing, share, chance])
     axes[2].invert_yaxis()
@@ -524,7 +527,7 @@ def draw_tolerance(
 
 def tolerance(
     run: Run,
-    photographs: Sequence[np.ndarray],
+    photograph: np.ndarray,
     maps: Mapping[str, np.ndarray],
     lesions: np.ndarray,
     retinas: np.ndarray,
@@ -537,7 +540,7 @@ def tolerance(
     with_sliders(
         run,
         "play-tolerance",
-        partial(draw_tolerance, photographs, maps, lesions, retinas),
+        partial(draw_tolerance, photograph, maps, lesions, retinas),
         Slider("Map", {method: method for method in maps}, name),
         Slider("Tolerance", places, f"{per_cent:g} % of the width"),
     )

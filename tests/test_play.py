@@ -210,7 +210,7 @@ def test_a_low_threshold_takes_a_dim_part_into_the_box_and_a_high_one_does_not()
 
 
 CONFIG = {"body": "plain", "size": 64, "crop": True, "contrast": "none", "loss": "cross-entropy"}
-CONFIG |= {"mean": [0.4, 0.2, 0.1], "std": [0.3] * 3, "prepared": "phantom-64"}
+CONFIG |= {"mean": [0.4, 0.2, 0.1], "std": [0.3] * 3}
 
 
 def test_lesions_of_a_kind_go_alone_and_without_any_the_phantom_is_its_healthy_twin():
@@ -236,12 +236,12 @@ def test_lesions_are_offered_to_a_sequencer_of_phantoms_alone():
     sequencer = networks.RadiomicSequencer().eval()
     nn.init.normal_(sequencer.head.weight)
     run = Recorder(attended=False, prepared="phantom-64")
-    play.lesions(run, sequencer, CONFIG, "guided", seed=3)
+    play.lesions(run, sequencer, CONFIG, "phantom-1040", "guided", seed=3)
     [(figure, _, alt)] = run.figures
     assert figure.get_suptitle() == "phantom-64"
     assert "microaneurysm, hard exudate, cotton wool spot" in alt and "haemorrhage, h" not in alt
-    play.lesions(run, sequencer, CONFIG | {"prepared": "retinas"}, "guided", seed=3)
-    assert len(run.figures) == 1 and "learnt from retinas" in run.skipped[0]
+    play.lesions(run, sequencer, CONFIG, "idrid+utem", "guided", seed=3)
+    assert len(run.figures) == 1 and "learnt from idrid+utem" in run.skipped[0]
 
 
 def test_a_maximum_beside_a_lesion_hits_it_from_the_tolerance_on_that_reaches_it():
@@ -253,11 +253,11 @@ def test_a_maximum_beside_a_lesion_hits_it_from_the_tolerance_on_that_reaches_it
     response[0, 5, 5] = 1
     response[1, 30, 30] = 1
     everywhere = np.ones_like(lesions)
-    photographs = [np.zeros((50, 50, 3))] * 2
+    photograph = np.zeros((50, 50, 3))
     said = []
     for per_cent in (2, 4):
         drawn = play.draw_tolerance(
-            photographs, {"mine": response}, lesions, everywhere, "mine", per_cent
+            photograph, {"mine": response}, lesions, everywhere, "mine", per_cent
         )
         said.append(drawn[1])
     assert "50% of 2 photographs, 50% of the response" in said[0]

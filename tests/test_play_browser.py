@@ -71,16 +71,17 @@ torch.manual_seed(0)
 sequencer = networks.RadiomicSequencer().eval()
 nn.init.normal_(sequencer.head.weight)
 config = {"size": 32, "crop": True, "contrast": "none", "loss": "cross-entropy"}
-config |= {"mean": [0.4, 0.2, 0.1], "std": [0.3] * 3, "prepared": "phantom-32"}
-play.lesions(run, sequencer, config, "guided", seed=3)
+config |= {"mean": [0.4, 0.2, 0.1], "std": [0.3] * 3}
+play.lesions(run, sequencer, config, "phantom-9", "guided", seed=3)
 lesions = np.zeros((1, 50, 50), bool)
 lesions[0, 20, 20] = True
 maps = {"near": np.roll(lesions, 2, 2) * 1.0, "on": lesions * 1.0}
-play.tolerance(run, np.zeros((1, 50, 50, 3)), maps, lesions, lesions | True, "near", 1.5)
+play.tolerance(run, np.zeros((50, 50, 3)), maps, lesions, lesions | True, "near", 1.5)
 small = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 1, 3, padding=1))
-explainers = {"weights": lambda network, x: network(x)[:, 0].detach(), "image": lambda _, x: x[:, 0]}
+explainers = {"image": lambda _, x: x[:, 0]}
+explainers["weights"] = lambda network, x: network(x)[:, 0].detach()
 where = np.ones((2, 28, 28), bool)
-play.random_layers(run, small, images[:2], np.zeros((28, 28, 3)), explainers, where, "weights")
+play.random_layers(run, small, images[:2], np.zeros((28, 28, 3)), explainers, where, "image")
 """
 SLIDERS = ["Test image", "Response", "Strong from", "Frame", "Threshold", "Drawn as", "Lesions",
            "Map", "Tolerance", "Map", "Random layers"]  # fmt: skip
