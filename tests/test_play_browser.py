@@ -95,7 +95,11 @@ def address(tmp_path_factory):
     book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
     (folder / "files").mkdir()
     nbformat.write(book, folder / "files" / "play.ipynb")
-    settings = {name: str(folder / name.lower()) for name in ("JUPYTER_CONFIG_DIR", "HOME")}
+    settings = {name: str(folder / name) for name in ("JUPYTER_CONFIG_DIR", "IPYTHONDIR")}
+    quiet = folder / "JUPYTER_CONFIG_DIR" / "labconfig" / "page_config.json"
+    quiet.parent.mkdir(parents=True)
+    news = {"@jupyterlab/apputils-extension:announcements": True}
+    quiet.write_text(json.dumps({"disabledExtensions": news}))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -132,8 +136,12 @@ def page(address):
         page = browser.new_page(viewport={"width": 1200, "height": 1400})
         page.set_default_timeout(MINUTES)
         page.goto(address)
-        page.wait_for_selector(".jp-Notebook .jp-CodeCell")
-        page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+        page.wait_for_selector(".jp-Notebook .jp-CodeCell", state="attached")
+        page.wait_for_function(
+            "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status"
+            " == 'idle'"
+        )
+        page.evaluate("() => void window.jupyterapp.commands.execute('notebook:run-all-cells')")
         page.wait_for_function(
             "count => document.querySelectorAll('figure img').length == count"
             " || document.querySelector('.jp-OutputArea pre')?.innerText.includes('Error')",
