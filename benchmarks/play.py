@@ -2,36 +2,42 @@
 
     python -m benchmarks.play [--rounds 40] [--dataset digits] [--width 32] [--out FILE.json]
 
-From the pad's bytes to the picture as HTML: the drawing in the data set's form, the ten responses,
+From the pad's PNG to the picture as HTML: the drawing in the data set's form, the ten responses,
 the CLEAR map, the figure, its PNG. Beside the time on the clock stands that on the processor, which
 a busy machine does not lengthen. The network has random weights, which take as long as trained
 ones. What the browser and the way to it take is not measured here."""
 
 import argparse
+import base64
 import platform
 import statistics
 import time
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 from benchmarks import record
 from lib import figures, notebook, paths, play
 from lib.learning import networks
 
 WANTED = 200  # milliseconds
+SIDE = 112  # of the pad
 
 
 def strokes(count):
-    """Drawings with one, two, ... strokes at random places: the pad's bytes after each."""
+    """Drawings with one, two, ... strokes at random places: what the pad sends after each."""
     rng = np.random.default_rng(0)
-    ink = np.zeros((play.PAD, play.PAD), np.uint8)
+    ink = np.zeros((SIDE, SIDE), np.uint8)
     for _ in range(count):
-        y, x = rng.integers(10, play.PAD - 50, 2)
+        y, x = rng.integers(10, SIDE - 50, 2)
         height, width = rng.permutation([40, 11])
         ink[y : y + height, x : x + width] = 255
-        yield ink.tobytes()
+        data = BytesIO()
+        Image.fromarray(ink).convert("RGBA").save(data, "png")
+        yield "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
 
 
 def main():
@@ -48,9 +54,7 @@ def main():
     clock, processor = [], []
     for ink in strokes(options.rounds + 1):
         start = time.perf_counter(), time.process_time()
-        digit = play.as_digit(
-            np.frombuffer(ink, np.uint8).reshape(play.PAD, play.PAD), options.dataset
-        )
+        digit = play.as_digit(play.drawn_on(ink), options.dataset)
         play.as_html(*play.draw_answer(network, digit, "guided", "Your drawing"))
         clock.append(1000 * (time.perf_counter() - start[0]))
         processor.append(1000 * (time.process_time() - start[1]))

@@ -1,5 +1,5 @@
 // A pad to draw on. What is drawn goes to the kernel, what the kernel makes of it comes back.
-const SIDE = 112; // pixels of the pad: lib/play.py takes as many
+const SIDE = 112; // pixels of the pad
 const PEN = 11; // width of a stroke
 
 function render({ model, el }) {
@@ -14,16 +14,13 @@ function render({ model, el }) {
     </div>`;
   const pad = el.querySelector("canvas");
   const answer = el.querySelector("[aria-live]");
-  const pen = pad.getContext("2d", { willReadFrequently: true });
+  const pen = pad.getContext("2d");
   pen.strokeStyle = "white";
   pen.lineWidth = PEN;
   pen.lineCap = "round";
 
   const send = () => {
-    const colours = pen.getImageData(0, 0, SIDE, SIDE).data;
-    const ink = new Uint8Array(SIDE * SIDE);
-    for (let i = 0; i < ink.length; i++) ink[i] = colours[4 * i];
-    model.set("ink", new DataView(ink.buffer));
+    model.set("ink", pad.toDataURL()); // a PNG; of bytes the model would not see that they changed
     model.save_changes(); // while the kernel is busy only the latest is kept
   };
   const clear = () => {

@@ -35,7 +35,6 @@ from lib.methods import clear
 from lib.notebook import Run
 
 Drawn = tuple[Figure, str]  # a figure, and in words what it shows
-PAD = 112  # pixels of the pad's side, as play.js has it
 
 
 class Slider(NamedTuple):
@@ -124,13 +123,19 @@ class Pad(anywidget.AnyWidget):
     """A pad to draw on, and beside it the picture that answers.
 
     Attributes:
-        ink: what is drawn, uint8 (PAD, PAD), white on black.
+        ink: what is drawn, white on black, as the data URL of a PNG.
         picture: HTML.
     """
 
     _esm = Path(__file__).with_name("play.js")
-    ink = traitlets.Bytes().tag(sync=True, echo_update=False)
+    ink = traitlets.Unicode().tag(sync=True, echo_update=False)
     picture = traitlets.Unicode().tag(sync=True)
+
+
+def drawn_on(ink: str) -> np.ndarray:
+    """What is drawn on a `Pad`, uint8 (H, W)."""
+    data = base64.b64decode(ink.partition(",")[2])
+    return np.asarray(Image.open(BytesIO(data)).convert("L"))
 
 
 def as_digit(ink: np.ndarray, dataset: str) -> Tensor | None:
@@ -194,10 +199,13 @@ def draw_answer(network: nn.Module, x: Tensor, relu: str, what: str) -> Drawn:
         colour = hsv_to_rgb((clear.DIGIT_HUES[c], 0.7, 1))
         axes[2].text(s=f"{c}: {probability[c]:.0%}", color=colour, fontsize=8, **at)
     shares = localisation.grade_shares(R[0].argmax(0), R[0].amax(0), 10)
-    most = int(np.nan_to_num(shares).argmax())
+    most = int(shares.argmax())  # of NaN, where nothing responds, the first
+    told = "nothing responds"
+    if np.isfinite(shares[most]):
+        told = f"most of the response, {shares[most]:.0%}, is for {most}"
     return figure, (
         f"{what}, its CLEAR map and the ten responses ({relu}): answered {answer} with probability "
-        f"{probability[answer]:.0%}; most of the response, {shares[most]:.0%}, is for {most}."
+        f"{probability[answer]:.0%}; {told}."
     )
 
 
@@ -218,7 +226,7 @@ def drawing(run: Run, network: nn.Module, x: Tensor, dataset: str, relu: str) ->
     pad = Pad(picture=as_html(figure, alt))
 
     def answer(change: dict) -> None:
-        digit = as_digit(np.frombuffer(change["new"], np.uint8).reshape(PAD, PAD), dataset)
+        digit = as_digit(drawn_on(change["new"]), dataset)
         if digit is None:
             pad.picture = as_html(figure, alt)
         else:
@@ -516,8 +524,7 @@ def draw_tolerance(
         ax.contour(targets[0], [0.5], colors="#56B4E9", linewidths=0.8)
         ax.plot(x, y, "o", mec="red", mfc="none", ms=9)
     axes[2].barh(["pointing game", "share inside", "chance"], [pointing, share, chance])
-    axes[2].invert_yaxis()
-    axes[2].set(xlim=(0, 1), title=f"{len(rows)} photographs")
+    axes[2].set(xlim=(0, 1), ylim=(2.5, -0.5), title=f"{len(rows)} photographs")
     return figure, (
         f"{name}, a tolerance of {per_cent:g} % or {pixels} pixels: the maximum lies in a lesion "
         f"in {pointing:.0%} of {len(rows)} photographs, {share:.0%} of the response lies there, by "

@@ -3,7 +3,9 @@
 tests/test_play_browser.py uses them in JupyterLab.
 """
 
+import base64
 import re
+from io import BytesIO
 from types import SimpleNamespace
 
 import ipywidgets
@@ -11,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from scipy import ndimage
 from sklearn.datasets import load_digits
 from torch import nn
@@ -56,6 +59,16 @@ def shown(monkeypatch):
 def widget_of(data):
     model = data["application/vnd.jupyter.widget-view+json"]["model_id"]
     return ipywidgets.widgets.widget._instances[model]
+
+
+SIDE = 112  # of the pad
+
+
+def as_browser_sends(ink):
+    """The data URL of a canvas: PNG, with colours and opacity."""
+    data = BytesIO()
+    Image.fromarray(ink).convert("RGBA").save(data, "png")
+    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
 
 
 def doubled(what, factor):
@@ -122,7 +135,7 @@ def test_a_drawing_of_a_bundled_digit_becomes_that_digit():
 
 @pytest.mark.parametrize("corner", [(5, 60), (60, 3)])
 def test_a_drawing_for_mnist_has_20_pixels_and_its_mass_in_the_middle(corner):
-    ink = np.zeros((play.PAD, play.PAD), np.uint8)
+    ink = np.zeros((SIDE, SIDE), np.uint8)
     y, x = corner
     ink[y : y + 40, x : x + 8] = 255
     ink[y : y + 8, x : x + 24] = 255
@@ -135,7 +148,7 @@ def test_a_drawing_for_mnist_has_20_pixels_and_its_mass_in_the_middle(corner):
 
 @pytest.mark.parametrize("dataset", digits.DATASETS)
 def test_nothing_drawn_is_no_digit_and_one_dot_is(dataset):
-    ink = np.zeros((play.PAD, play.PAD), np.uint8)
+    ink = np.zeros((SIDE, SIDE), np.uint8)
     assert play.as_digit(ink, dataset) is None
     ink[50, 50] = 255
     assert play.as_digit(ink, dataset).shape == (1, 1, 28, 28)
@@ -148,16 +161,15 @@ def test_a_stroke_on_the_pad_is_answered_and_a_cleared_pad_shows_the_example(net
     pad = widget_of(shown[0][0])
     assert "A digit of the test split" in pad.picture
     before = pad.picture
-    ink = np.zeros((play.PAD, play.PAD), np.uint8)
-    pad.ink = ink.tobytes()
+    ink = np.zeros((SIDE, SIDE), np.uint8)
     ink[20:90, 50:60] = 255
-    pad.ink = ink.tobytes()
+    pad.ink = as_browser_sends(ink)
     x = play.as_digit(ink, "digits")
     with torch.no_grad():
         probability = network(x).softmax(1)[0]
     answer = f"answered {int(probability.argmax())} with probability {probability.max():.0%};"
     assert "Your drawing" in pad.picture and answer in pad.picture
-    pad.ink = bytes(play.PAD**2)
+    pad.ink = as_browser_sends(0 * ink)
     assert pad.picture == before
 
 

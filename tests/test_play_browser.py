@@ -195,7 +195,7 @@ def test_every_slider_has_words_and_moves_its_figure(page):
     assert labels == SLIDERS
     for i, label in enumerate(labels):
         slider = sliders.nth(i)
-        panel = page.locator(".widget-vbox", has=slider).last
+        panel = slider.locator("xpath=ancestor::*[contains(@class, 'widget-vbox')][1]")
         before = panel.locator("figcaption").inner_text()
         word = slider.locator(".widget-readout").inner_text()
         handle = slider.locator(".noUi-handle")
