@@ -518,7 +518,7 @@ def draw_tolerance(
     chance = np.mean(targets.sum((1, 2)) / retinas.sum((1, 2)))
     y, x = np.unravel_index(maps[name][0].argmax(), targets[0].shape)
     figure, axes = _panels(3, 2.2)
-    figures.show(axes[0], photograph, f"lesions widened by {pixels} pixels")
+    figures.show(axes[0], photograph, f"widened by {pixels} pixels")
     figures.show(axes[1], np.sqrt(maps[name][0].clip(min=0)), name)
     for ax in axes[:2]:
         ax.contour(targets[0], [0.5], colors="#56B4E9", linewidths=0.8)

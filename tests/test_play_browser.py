@@ -82,7 +82,7 @@ maps = {"near": np.roll(lesions, 2, 2) * 1.0, "on": lesions * 1.0}
 play.tolerance(run, np.zeros((50, 50, 3)), maps, lesions, lesions | True, "near", 1.5)
 small = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(2, 1, 3, padding=1))
 explainers = {"image": lambda _, x: x[:, 0]}
-explainers["weights"] = lambda network, x: network(x)[:, 0].detach()
+explainers["weights"] = lambda network, x: network(x)[:, 0].detach().abs()
 where = np.ones((2, 28, 28), bool)
 play.random_layers(run, small, images[:2], np.zeros((28, 28, 3)), explainers, where, "image")
 """
