@@ -32,6 +32,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import yaml
+from IPython import get_ipython
 from IPython.display import display
 from matplotlib.figure import Figure
 
@@ -383,6 +384,17 @@ def plain(name: str, value: Any) -> Any:
     return value
 
 
+def attended() -> bool:
+    """Whether a front end with somebody before it runs this, rather than a program.
+
+    A request to run a cell says whether its sender could pass a question of `input` on to a person
+    (`allow_stdin`, Jupyter's messaging protocol). JupyterLab, VS Code and Colab can; nbconvert,
+    papermill and nbval say that they cannot. So nothing is sent, and nothing waited for.
+    """
+    request = getattr(get_ipython(), "get_parent", dict)()  # a terminal has none
+    return bool(request.get("content", {}).get("allow_stdin"))
+
+
 @dataclass
 class Run:
     """One execution of a notebook: its device, its figures, what it skipped, its claims, numbers.
@@ -392,7 +404,7 @@ class Run:
         parameters: its parameters as used.
         name: of the run, and of its folder below build/.
         device: a GPU where there is one.
-        attended: whether a person watches in JupyterLab, so that figures may move.
+        attended: whether a person watches (`attended`), so that figures may move.
         skipped: what was not run, and why.
         claims: what `check` was told.
         products: the names of what the notebook made, by parameter.
@@ -402,7 +414,7 @@ class Run:
     parameters: dict[str, Any]
     name: str
     device: torch.device
-    attended: bool = field(default_factory=paths.in_jupyterlab)
+    attended: bool = field(default_factory=attended)
     skipped: list[dict[str, str]] = field(default_factory=list)
     claims: list[dict[str, Any]] = field(default_factory=list)
     products: dict[str, str] = field(default_factory=dict)

@@ -112,11 +112,6 @@ def without_home(text: str) -> str:
     return text
 
 
-def in_jupyterlab() -> bool:
-    """Whether a person runs this in JupyterLab, which names its sessions; papermill does not."""
-    return "JPY_SESSION_NAME" in os.environ
-
-
 def environment(**changed: str) -> dict[str, str]:
     """This process's environment with some variables changed, for a process to be started."""
     return os.environ | changed

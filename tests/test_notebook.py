@@ -10,6 +10,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from jupyter_client.manager import start_new_kernel
 from PIL import Image
 
 from lib import notebook, paths
@@ -377,9 +378,20 @@ def test_commit_is_the_head_marked_dirty_when_a_tracked_file_differs_and_none_ou
     )
 
 
-def test_a_session_is_attended_where_jupyterlab_has_named_it(shelf, monkeypatch):
+@pytest.mark.slow
+def test_a_run_is_attended_where_the_sender_of_a_cell_could_ask_somebody(shelf):
+    """What JupyterLab, VS Code and Colab send, and what nbclient and nbval send instead."""
     write("n02_x")
-    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
-    assert not notebook.begin("n02_x", VALUES).attended
-    monkeypatch.setenv("JPY_SESSION_NAME", "notebooks/01_cam_imagenet.ipynb")
-    assert notebook.begin("n02_x", VALUES).attended
+    assert not notebook.begin("n02_x", VALUES).attended  # no kernel at all
+    manager, client = start_new_kernel(kernel_name="python3", cwd=str(paths.ROOT))
+    try:
+        said = []
+        for allow_stdin in (True, False):
+            options = {"user_expressions": {"said": "notebook.attended()"}}
+            code = "from lib import notebook"
+            reply = client.execute_interactive(code, allow_stdin=allow_stdin, **options)
+            said.append(reply["content"]["user_expressions"]["said"]["data"]["text/plain"])
+        assert said == ["True", "False"]
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
