@@ -386,7 +386,7 @@ def crop(run: Run, frames: Mapping[str, np.ndarray], steps: Sequence[Callable]) 
 
 def prepared_phantom(
     config: Mapping[str, Any], grade: int, seed: int, kinds: Sequence[str]
-) -> tuple[np.ndarray, Tensor, np.ndarray]:
+) -> tuple[np.ndarray, Tensor, dict[str, np.ndarray]]:
     """A phantom with the lesions of some kinds alone, prepared as a sequencer's photographs were.
 
     Its twin with all lesions of the grade differs from it in these and in nothing else.
@@ -398,8 +398,8 @@ def prepared_phantom(
         kinds: of `lib.data.retina.LESIONS`, those to be drawn.
 
     Returns:
-        The photograph uint8 (H, W, 3), the network's image (1, 3, H, W), and where lesions are
-        (H, W) bool.
+        The photograph uint8 (H, W, 3), the network's image (1, 3, H, W), and for each kind of
+        lesion that is there where it is, bool (H, W).
     """
     side = 200
     _, masks = phantom.draw_photograph(grade, seed, side)
@@ -412,8 +412,11 @@ def prepared_phantom(
     prepared = retina.graham(photograph, box) if config["contrast"] == "graham" else photograph
     mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))
     x = fundus.normalise(torch.from_numpy(prepared).permute(2, 0, 1), mean, std)
-    del masks[retina.OPTIC_DISC]
-    lesions = retina.cut_mask(retina.pack_masks(masks), box, config["size"]) > 0
+    bits = retina.cut_mask(retina.pack_masks(masks), box, config["size"])
+    lesions = {}
+    for kind in retina.LESIONS:
+        if masks[kind].any():
+            lesions[kind] = bits >> retina.MASKS.index(kind) & 1 == 1
     return photograph, fundus.without_rim(x, config.get("rim", 1.0))[None], lesions
 
 
@@ -440,17 +443,17 @@ def draw_lesions(
     [eye] = explain.explain_images(network, x.to(device), relu, config["loss"])
     figure, axes = _panels(3, 2.2)
     figures.show(axes[0], photograph, f"phantom of grade {grade}")
-    if lesions.any():
-        axes[0].contour(lesions, [0.5], colors="white", linewidths=0.6)
+    for mask in lesions.values():
+        axes[0].contour(mask, [0.5], colors="white", linewidths=0.6)
     figures.show(axes[1], explain.laid_over(eye.R, photograph), f"graded {eye.grade}")
     colours = [hsv_to_rgb((hue, 1, 1)) for hue in clear.GRADE_HUES]
     axes[2].barh(figures.GRADE_NAMES, eye.probabilities, color=colours, edgecolor="black")
     axes[2].set(xlim=(0, 1), title="probability of each grade")
     axes[2].invert_yaxis()
-    named = ", ".join(kind.replace("_", " ") for kind in kinds) or "none"
+    named = ", ".join(kind.replace("_", " ") for kind in lesions) or "none"
     return figure, (
-        f"A phantom drawn as grade {grade}; kinds of lesion left: {named}, on {lesions.mean():.1%} "
-        f"of the picture. Graded {eye.grade} with probability {eye.probabilities[eye.grade]:.0%}."
+        f"A phantom drawn as grade {grade}; kinds of lesion in it: {named}. "
+        f"Graded {eye.grade} with probability {eye.probabilities[eye.grade]:.0%}."
     )
 
 
