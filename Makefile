@@ -27,9 +27,9 @@ test: lint
 	.venv/bin/pytest -m "not browser" tests $(HALF:%=--ignore=%); unit=$$?; \
 	wait $$other; others=$$?; cat $(FRESH)/other.log; exit $$((unit || others))
 
-# The site, the slides and the notebooks' pages, opened in a browser that has no network.
+# The site, the slides, the notebooks' pages and the figures to play with, in a browser without a network.
 browser: site slides
-	OMP_NUM_THREADS=1 .venv/bin/pytest -m browser tests/test_browser.py
+	OMP_NUM_THREADS=1 .venv/bin/pytest -m browser tests/test_browser.py tests/test_play_browser.py
 
 lint: .venv/.ready
 	@echo "== Lint"
