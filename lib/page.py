@@ -105,6 +105,8 @@ def style(font: str) -> str:
         'math { font-family: "Formulas", math; font-size: 1.1em; }\n'
         ".math { display: block; margin: 1em 0; overflow-x: auto; }\n"
         ".described { max-width: 42em; font-size: 0.9em; }\n"
+        # An output of a notebook's page is a table, in which a paragraph would be a narrow cell.
+        ".jp-OutputArea-child > .described { display: table-caption; caption-side: bottom; }\n"
     )
 
 

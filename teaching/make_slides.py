@@ -44,13 +44,13 @@ html:root { --r-heading-text-transform: none; --r-main-font-size: 30px; }
 .reveal h3 { font-size: 36px; }
 .reveal .jp-RenderedHTMLCommon { font-size: 28px; line-height: 1.35; }
 .reveal img { width: 100%; height: 540px; margin: 0; object-fit: contain; }
-.reveal section:has(h2) img { height: 340px; }
+.reveal section:has(h2) img { height: 280px; }
 .reveal .described { margin: 0 auto; max-width: 60em; font-size: 17px; line-height: 1.3; }
 .reveal .table { max-height: 600px; overflow: auto; }
 .reveal section:has(h2) .table { max-height: 340px; }
 .reveal .table .dataframe { margin: 0 auto; font-size: 20px; }
 .reveal div.slide-number { color: #222; background: none; }
-.reveal li { margin-bottom: 0.4em; font-size: 24px; }
+.reveal li { margin-bottom: 0.3em; font-size: 22px; }
 </style>
 {%- endblock -%}
 {%- block data_html scoped -%}
