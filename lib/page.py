@@ -106,7 +106,8 @@ def style(font: str) -> str:
         ".math { display: block; margin: 1em 0; overflow-x: auto; }\n"
         ".described { max-width: 42em; font-size: 0.9em; }\n"
         # An output of a notebook's page is a table, in which a paragraph would be a narrow cell.
-        ".jp-OutputArea-child > .described { display: table-caption; caption-side: bottom; }\n"
+        ".jp-OutputArea-child > .described { display: table-caption; caption-side: bottom; "
+        "font-family: var(--jp-content-font-family); padding-left: 80px; }\n"
     )
 
 

@@ -45,7 +45,7 @@ html:root { --r-heading-text-transform: none; --r-main-font-size: 30px; }
 .reveal .jp-RenderedHTMLCommon { font-size: 28px; line-height: 1.35; }
 .reveal img { width: 100%; height: 540px; margin: 0; object-fit: contain; }
 .reveal section:has(h2) img { height: 280px; }
-.reveal .described { margin: 0 auto; max-width: 60em; font-size: 17px; line-height: 1.3; }
+.reveal .described { margin: 0 auto; padding: 0; max-width: 60em; font-size: 17px; }
 .reveal .table { max-height: 600px; overflow: auto; }
 .reveal section:has(h2) .table { max-height: 340px; }
 .reveal .table .dataframe { margin: 0 auto; font-size: 20px; }
