@@ -123,8 +123,12 @@ def inaccessible(tab):
 
 
 def built(folder):
-    """The pages below a folder, to be tests each; one that is skipped where there are none."""
+    """The pages below a folder, to be tests each; one that is skipped where there are none.
+
+    index.html is left out: it leads to the README's page at once.
+    """
     pages = [file for file in sorted(folder.rglob("*.html")) if "_static" not in file.parts]
+    pages = [file for file in pages if file != SITE / "index.html"]
     if not pages:
         skip = pytest.mark.skip(
             reason=f"no {folder.name} here; `make browser` builds what it opens"
