@@ -13,7 +13,6 @@ import pandas as pd
 import torch
 from numpy.typing import ArrayLike
 from scipy import ndimage
-from scipy.special import betaincinv
 
 _Box = tuple[float, float, float, float]  # (x0, y0, x1, y1) in pixels, x1 and y1 exclusive
 
@@ -198,34 +197,6 @@ def share_inside(response: ArrayLike, mask: ArrayLike) -> float:
     response, mask = _fitting(response, mask)
     positive = response.clip(min=0)
     return float(positive[mask].sum() / positive.sum()) if positive.any() else 0.0
-
-
-def proportion_interval(hits: int, of: int, level: float = 0.95) -> tuple[float, float]:
-    """The interval of a plain proportion, as the pointing game's (Clopper and Pearson 1934).
-
-    Its ends are the proportions p for which so many hits, or more, and so many, or fewer, have the
-    probability (1 - level) / 2. They are quantiles of beta distributions. Where all or none are
-    hits, every bootstrap resample says so, too, and its interval is a point; this one is not.
-
-    Args:
-        hits: how many of them.
-        of: how many independent trials; of photographs one eye of each patient.
-        level: how often such intervals hold the proportion, at least.
-
-    Returns:
-        (low, high), in [0, 1].
-
-    Raises:
-        ValueError: no trial, hits that are no part of them, or a level outside (0, 1).
-    """
-    if not (0 <= hits <= of and of >= 1 and 0 < level < 1):
-        raise ValueError(
-            f"{hits} hits of {of} at level {level}: give 0 <= hits <= of, 0 < level < 1"
-        )
-    tail = (1 - level) / 2
-    low = betaincinv(hits, of - hits + 1, tail) if hits else 0.0
-    high = betaincinv(hits + 1, of - hits, 1 - tail) if hits < of else 1.0
-    return float(low), float(high)
 
 
 def _fitting(response: ArrayLike, mask: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

@@ -249,6 +249,18 @@ def test_at_the_ends_of_the_interval_the_tails_of_the_binomial_are_what_is_left(
     assert probability(high, range(k + 1)) == pytest.approx((1 - level) / 2, rel=1e-6)
 
 
+@pytest.mark.parametrize(("k", "n"), [(0, 1), (1, 1), (0, 16), (16, 16), (3, 7), (50, 54)])
+@pytest.mark.parametrize("level", [0.8, 0.95])
+def test_the_interval_of_a_proportion_is_scipys_and_solves_the_binomial_tails(k, n, level):
+    low, high = grading.proportion_interval(np.arange(n) < k, level)
+    theirs = stats.binomtest(k, n).proportion_ci(level)
+    assert (low, high) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+    if k:
+        assert stats.binom.sf(k - 1, n, low) == pytest.approx((1 - level) / 2)
+    if k < n:
+        assert stats.binom.cdf(k, n, high) == pytest.approx((1 - level) / 2)
+
+
 @pytest.mark.parametrize("n", [1, 9, 104])
 def test_all_right_or_none_is_no_certainty(n):
     # All n are right with probability p^n, so p^n = 0.025 at the lower end.

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy import ndimage, stats
+from scipy import ndimage
 
 from lib.evaluation import localisation
 
@@ -236,27 +236,6 @@ def test_a_response_without_a_positive_value_points_nowhere_and_has_no_share(val
 def test_maps_that_do_not_fit_or_are_not_finite_are_refused(score, response, inside, message):
     with pytest.raises(ValueError, match=message):
         score(response, inside)
-
-
-# --- proportion_interval
-
-
-@pytest.mark.parametrize(("hits", "of"), [(0, 1), (1, 1), (0, 16), (16, 16), (3, 7), (50, 54)])
-@pytest.mark.parametrize("level", [0.8, 0.95])
-def test_the_interval_of_a_proportion_is_scipys_and_solves_the_binomial_tails(hits, of, level):
-    low, high = localisation.proportion_interval(hits, of, level)
-    theirs = stats.binomtest(hits, of).proportion_ci(level)
-    assert (low, high) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
-    if hits:
-        assert stats.binom.sf(hits - 1, of, low) == pytest.approx((1 - level) / 2)
-    if hits < of:
-        assert stats.binom.cdf(hits, of, high) == pytest.approx((1 - level) / 2)
-
-
-@pytest.mark.parametrize("arguments", [(0, 0), (-1, 4), (5, 4), (1, 4, 1.0), (float("nan"), 4)])
-def test_a_proportion_that_is_none_is_refused(arguments):
-    with pytest.raises(ValueError, match="give 0 <= hits <= of"):
-        localisation.proportion_interval(*arguments)
 
 
 # --- widen
