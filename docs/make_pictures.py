@@ -12,7 +12,6 @@ from tempfile import TemporaryDirectory
 
 import matplotlib
 import numpy as np
-import torch
 from matplotlib.cbook import get_sample_data
 from PIL import Image
 from sklearn.datasets import load_sample_images
@@ -21,7 +20,7 @@ from torch.utils.data import TensorDataset
 from torchvision import models
 
 from lib import explain, paths
-from lib.data import digits, fundus, retina
+from lib.data import digits, retina
 from lib.learning import networks, training
 from lib.methods import cam, clear
 
@@ -106,9 +105,7 @@ def prepared(path: Path, config: dict) -> tuple[np.ndarray, Tensor]:
     size = config["size"]
     shown, _, _ = retina.extract(data, path.name, size)
     image, _, _ = retina.extract(data, path.name, size, config["crop"], config["contrast"])
-    mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))
-    image = fundus.normalise(torch.from_numpy(image).permute(2, 0, 1)[None], mean, std)
-    return shown, fundus.without_rim(image, config["rim"])
+    return shown, explain.network_images(image[None], config)
 
 
 def clear_dr_maps() -> list[np.ndarray]:

@@ -127,6 +127,21 @@ def _class_kernels(weights: Path) -> int:
         return GRADES
 
 
+def network_images(photographs: np.ndarray, config: dict) -> Tensor:
+    """Prepared photographs as a sequencer takes them: normalised, beyond its rim the mean.
+
+    Args:
+        photographs: (B, H, W, 3) uint8, prepared as the sequencer's were.
+        config: of its run, as `load_sequencer` gives it.
+
+    Returns:
+        (B, 3, H, W) float32.
+    """
+    mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))
+    images = torch.from_numpy(photographs).permute(0, 3, 1, 2)
+    return fundus.without_rim(fundus.normalise(images, mean, std), config.get("rim", 1.0))
+
+
 def explain_images(
     network: nn.Module, images: Tensor, relu: str = "guided", loss: str = "cross-entropy"
 ) -> list[Eye]:

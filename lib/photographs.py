@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from torch import nn
 from tqdm import tqdm
 
 from lib import explain, figures, paths, results
-from lib.data import files, fundus, manifest, retina
+from lib.data import files, manifest, retina
 from lib.methods import clear
 
 _AT_ONCE = 8  # photographs held at a time, with at most so many pixels:
@@ -306,15 +305,11 @@ def _eyes(
     network: nn.Module, config: dict, photographs: Iterator[_Photograph], relu: str
 ) -> Iterator[tuple[_Photograph, explain.Eye]]:
     """Every photograph with its eye."""
-    mean = torch.tensor(config["mean"]).view(3, 1, 1)
-    std = torch.tensor(config["std"]).view(3, 1, 1)
     device = next(network.parameters()).device
     at_once = max(1, min(_AT_ONCE, _PIXELS // config["size"] ** 2))
     while batch := list(islice(photographs, at_once)):
         stacked = np.stack([photograph.prepared for photograph in batch])
-        images = torch.from_numpy(stacked).permute(0, 3, 1, 2)
-        images = fundus.normalise(images, mean, std)
-        images = fundus.without_rim(images, config.get("rim", 1.0)).to(device)
+        images = explain.network_images(stacked, config).to(device)
         eyes = explain.explain_images(network, images, relu, config["loss"])
         yield from zip(batch, eyes, strict=True)
 

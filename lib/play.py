@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lib import explain, figures
-from lib.data import fundus, phantom, retina
+from lib.data import phantom, retina
 from lib.evaluation import faithfulness, localisation
 from lib.methods import clear
 from lib.notebook import Run
@@ -410,14 +410,12 @@ def prepared_phantom(
     box = retina.crop_box(image) if config["crop"] else (0, 0, side, side)
     photograph = retina.cut(image, box, config["size"])
     prepared = retina.graham(photograph, box) if config["contrast"] == "graham" else photograph
-    mean, std = (torch.tensor(config[name]).view(3, 1, 1) for name in ("mean", "std"))
-    x = fundus.normalise(torch.from_numpy(prepared).permute(2, 0, 1), mean, std)
     bits = retina.cut_mask(retina.pack_masks(masks), box, config["size"])
     lesions = {}
     for kind in retina.LESIONS:
         if masks[kind].any():
             lesions[kind] = bits >> retina.MASKS.index(kind) & 1 == 1
-    return photograph, fundus.without_rim(x, config.get("rim", 1.0))[None], lesions
+    return photograph, explain.network_images(prepared[None], config), lesions
 
 
 def draw_lesions(
