@@ -29,10 +29,10 @@ import pandas as pd
 
 from lib import paths
 from lib.data import sources
+from lib.methods import clear
 
 TEMPLATES = paths.ROOT / "docs" / "pages"
 PAGES = {"README.md": "README.md", "findings.md": "docs/findings.md"}
-READINGS = ("linear", "deconvnet", "gated", "guided")
 
 
 def percent(value: float, digits: int = 0) -> str:
@@ -139,7 +139,7 @@ def page(template: str) -> str:
         **{function.__name__: function for function in (given, paper, section, sweep)},
         right_eyes={split: sum(counts) for split, counts in sources.EYEPACS_RIGHT_EYES.items()},
         table1=distances(numbers["mnist"]["02"]),
-        readings=list(READINGS),
+        readings=list(clear.RULES),
     )
     up = "../" * PAGES[template].count("/")
     return re.sub(r"(?<=\]\()@|(?<=src=\")@", up, text)
