@@ -323,10 +323,8 @@ def draw_photograph(
     _require_integer("size", size, 48, 2048)
     if eye not in SIDES:
         raise ValueError(f"eye is {eye!r}; give 'left' or 'right'")
-    without = np.zeros((size, size), bool) if without is None else np.asarray(without, bool)
-    if without.shape != (size, size):
-        raise ValueError(f"without is {without.shape}; give a mask ({size}, {size})")
-    shown = ~without[:, ::-1] if eye == "left" else ~without
+    if without is not None and np.shape(without) != (size, size):
+        raise ValueError(f"without is {np.shape(without)}; give a mask ({size}, {size})")
     rng = np.random.default_rng([seed, SIDES.index(eye)])
     disc = rng.uniform(0.52, 0.7), rng.uniform(-0.1, 0.06)
     fovea = disc[0] - rng.uniform(0.68, 0.78), disc[1] + rng.uniform(0.03, 0.1)
@@ -334,6 +332,10 @@ def draw_photograph(
     colour = np.float32(rng.dirichlet([0.4] * len(_RETINAS)) @ np.float32(_RETINAS))
     signs = np.random.default_rng([seed, SIDES.index(eye), grade])
     lesions = _lesions(grade, size, disc, fovea, _Room(signs, disc, tree))
+    if without is not None:
+        shown = ~np.asarray(without, bool)
+        shown = shown[:, ::-1] if eye == "left" else shown
+        lesions = {name: cover * shown for name, cover in lesions.items()}
 
     x, y = _grid(size)
     to_fovea = (x - fovea[0]) ** 2 + (y - fovea[1]) ** 2
@@ -342,9 +344,7 @@ def draw_photograph(
 
     image = _background(rng, size, colour, to_fovea, to_disc)
     _draw_vessels(image, tree, to_fovea, beaded=grade == 3)
-    for name in lesions:
-        lesions[name] = lesions[name] * shown
-        cover = lesions[name]
+    for name, cover in lesions.items():
         keep, add = np.float32(_LOOKS[name])
         image += cover[..., None] * (image * (keep - 1) + add)
     aperture = np.clip((1 - np.sqrt(x**2 + y**2)) * size / 2 + 0.5, 0, 1)
