@@ -1,7 +1,10 @@
 # make run | test | browser | lab | lint | exercises | guide | docs | slides | site | clean: each sets up
 # .venv first where it is missing or out of date.
 # Options: make run ARGS="--profile smoke --only 02"; make run PYTHON=/path/to/python3.12
+# make run TORCH=cpu sets up PyTorch without CUDA's 5 GB, from PyTorch's own index.
 PYTHON ?= python3
+TORCH ?= lock
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 ARGS ?=
 FRESH := build/test
 
@@ -74,6 +77,18 @@ clean:
 		fi; \
 	done; \
 	echo "Python 3.11 or later is needed, and $(PYTHON) is not: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@cp requirements.lock .venv/requirements.txt
+ifeq ($(TORCH),cpu)
+	@echo "Asking $(TORCH_INDEX) for PyTorch without CUDA"
+	@if .venv/bin/python -m pip --disable-pip-version-check --retries 1 install --quiet --no-deps \
+		--index-url $(TORCH_INDEX) $$(grep -oE '^torch(vision)?==[0-9.]+' requirements.lock); then \
+		grep -vE '^(cuda|nvidia|triton)' requirements.lock > .venv/requirements.txt; \
+	else \
+		echo "It does not offer the lock's versions, or cannot be reached: with CUDA, then (5 GB)"; \
+	fi
+else ifneq ($(TORCH),lock)
+	@echo "TORCH=$(TORCH) is not known: cpu leaves CUDA out, lock takes what the lock names" >&2; exit 1
+endif
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r .venv/requirements.txt
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
 	@touch .venv/.ready

@@ -154,6 +154,45 @@ def test_make_takes_a_newer_python_by_name_when_python3_is_too_old(checkout):
     assert "called with -m venv .venv" in said.stdout
 
 
+def set_up_for_the_cpu(checkout, status):
+    """What make says and asks pip for, and what it leaves out; PyTorch's index gives `status`."""
+    pip = f'#!/bin/sh\necho "$*" >> asked; case "$*" in *index-url*) exit {status};; esac'
+    new = "[ $1 = -c ] || { mkdir -p .venv/bin; cp pip .venv/bin/python; }"
+    path = pythons(checkout, python3=new)
+    (checkout / "pip").write_text(pip)
+    (checkout / "pip").chmod(0o755)
+    said = make(checkout, ".venv/.ready", "TORCH=cpu", PATH=f"{path}:{os.environ['PATH']}")
+    assert said.returncode == 0, said.stderr
+    asked = (checkout / "asked").read_text().splitlines()
+    left = (checkout / ".venv" / "requirements.txt").read_text()
+    pins = {Requirement(line).name for line in re.findall(r"^[^#\s].*", left, re.M)}
+    return said.stdout, asked, {pin.name for pin in PINS} - pins
+
+
+def test_make_leaves_cuda_out_when_asked_and_where_pytorchs_index_offers_it(checkout):
+    said, asked, gone = set_up_for_the_cpu(checkout, status=0)
+    (torch,) = (pin for pin in PINS if pin.name == "torch")
+    assert len(asked) == 3 and f"/whl/cpu {torch} torchvision==" in asked[0]
+    assert "-r .venv/requirements.txt" in asked[1]
+    of_torch = {"cuda-toolkit", "nvidia-cudnn-cu13", "triton"}
+    assert of_torch <= gone and all(name.startswith(("cuda", "nvidia", "triton")) for name in gone)
+    assert "does not offer" not in said
+
+
+def test_make_says_so_and_takes_the_lock_where_that_index_does_not_answer(checkout):
+    said, asked, gone = set_up_for_the_cpu(checkout, status=1)
+    assert "does not offer the lock's versions, or cannot be reached" in said
+    assert len(asked) == 3 and not gone
+
+
+def test_make_knows_two_ways_to_set_up_pytorch(checkout):
+    shutil.rmtree(checkout / ".venv")
+    (checkout / ".venv" / "bin").mkdir(parents=True)
+    said = make(checkout, ".venv/.ready", "TORCH=rocm", PYTHON="true")
+    assert said.returncode != 0 and "TORCH=rocm is not known" in said.stderr
+    assert not (checkout / ".venv" / ".ready").exists()
+
+
 def test_make_clean_keeps_the_environment_downloads_and_what_was_made_from_them(checkout):
     made = "prepared/phantom-128 raw/phantom sequencers/phantom sequencers/x-smoke.1"
     gone = ["build", "lib/__pycache__", *(f"data/{name}" for name in made.split())]

@@ -220,7 +220,8 @@ def test_without_make_one_does_what_make_does():
     """The lines for Windows install what the Makefile installs, and say that they are untried."""
     text = read("docs/troubleshooting.md").split("### ")[1]
     recipe = read("Makefile")
-    for options in ("-r requirements.lock", "--no-deps -e .", "-m lib run"):
+    assert "-r requirements.lock" in text and "cp requirements.lock .venv/requirements" in recipe
+    for options in ("--no-deps -e .", "-m lib run"):
         assert options in text and options in recipe
     assert "**Untried**" in text
 
