@@ -121,6 +121,74 @@ def test_no_result_is_typed_by_hand(page):
     assert not set(typed_results(read(page))) - {"95 %"}  # the level of every interval
 
 
+# What the prose of a notebook may say by hand: what papers report, what a method fixes, an example.
+STATED = {
+    "01_cam_imagenet": {
+        "20 %": "the paper's threshold of a box",
+        "0.5": "the IoU from which a box counts; the average in the first example",
+        "2 %": "what the averaged head costs on ImageNet, in the paper",
+        "56.4": "GoogLeNet-GAP's top-1 error, in the paper",
+        "43.0": "its top-5 error",
+        **dict.fromkeys(("1,000", "1,024", "50,000"), "classes, channels, validation images"),
+    },
+    "02_clear_mnist": {
+        **dict.fromkeys(("99.26", "79.89", "43.45"), "Table 1, MNIST"),
+        **dict.fromkeys(("92.6", "69.12", "54.46"), "Table 1, SVHN"),
+        "0.05": "the distance that counts as near Table 1",
+    },
+    "03_dr_dataset": {
+        "8 %": "the share of a column's pixels that makes it part of the box",
+        **dict.fromkeys(("53,576", "53,354"), "Kaggle's test eyes, and the paper's images"),
+        "73.2": "CLEAR-DR's accuracy",
+    },
+    "04_radiomic_sequencer": {
+        "73.2": "CLEAR-DR's accuracy",
+        **dict.fromkeys(("87 %", "98 %"), "specificities of Abramoff 2016 and Gulshan 2016"),
+        **dict.fromkeys(("0.9", "1.12", "0.5"), "parameters of the training"),
+        "0.531": "the best of MedMNIST v2",
+        **dict.fromkeys(("0.631", "0.553", "0.515"), "the best three of IDRiD's challenge"),
+        **dict.fromkeys(("0.80", "0.82", "0.84", "0.91"), "kappas in Krause 2018"),
+        **dict.fromkeys(("100 %", "80 %"), "a reader's mistaken answer; an example"),
+        "0.95": "the accuracy that the compared trainings have to reach",
+        "0.05": "the step of a question",
+        **dict.fromkeys(("0.6", "0.4"), "CORN's example"),
+    },
+    "05_clear_dr_figures": {
+        **dict.fromkeys(("0.5", "0.6", "3 %", "99.5"), "how the figures are drawn"),
+        **dict.fromkeys(("2.65", "7.8"), "where the fovea lies, Jonas 2015"),
+    },
+    "06_clear_dr_scored": {
+        **dict.fromkeys(("1 %", "30 %"), "the example of a cap"),
+        **dict.fromkeys(("0.5", "2 %", "4 %"), "smoothing, peaks and tolerances"),
+        "0.9": "where Graham's contrast ends",
+        "500,000": "where the numbers of drawn patients begin",
+        **dict.fromkeys(("0.1", "0.25", "0.5"), "the levels that count as strong"),
+    },
+    "07_ledger": {
+        **dict.fromkeys(("0.012", "0.014", "0.034"), "the example of an interval"),
+        "20 %": "CAM's threshold of a box",
+        "5,335": "a tenth of the paper's images",
+        "0.05": "the distance that counts as near Table 1",
+        "73.2": "CLEAR-DR's accuracy",
+        "3 %": "the widest tolerance of the sweep `maps`",
+    },
+}
+
+PROSE = {}
+for stem in STATED:
+    cells = json.loads(read(f"notebooks/{stem}.ipynb"))["cells"]
+    texts = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    PROSE[stem] = "\n\n".join(texts)
+
+
+@pytest.mark.parametrize("name", STATED)
+def test_no_result_is_typed_into_a_notebook(name):
+    """Its results are printed by its cells; its prose has what is named above, and all of that."""
+    prose = re.sub(r"\$\$.*?\$\$|\$[^$\n]+\$", "", PROSE[name], flags=re.DOTALL)
+    sections = set(re.findall(r"^## (\d\.\d+)", "\n".join(PROSE.values()), re.MULTILINE))
+    assert set(typed_results(prose)) - sections - {"95 %"} == set(STATED[name])
+
+
 @pytest.mark.parametrize(
     "sentence",
     ["Kappa is 0.67 on IDRiD.", "It finds 20 % of them.", "of 44,351 eyes", "91% of it"],
