@@ -81,10 +81,10 @@ clean:
 ifeq ($(TORCH),cpu)
 	@echo "Asking $(TORCH_INDEX) for PyTorch without CUDA"
 	@if .venv/bin/python -m pip --disable-pip-version-check --retries 1 install --quiet --no-deps \
-		--index-url $(TORCH_INDEX) $$(grep -oE '^torch(vision)?==[0-9.]+' requirements.lock); then \
+		--index-url $(TORCH_INDEX) $$(sed -nE 's/^(torch(vision)?==[0-9.]+).*/\1+cpu/p' requirements.lock); then \
 		grep -vE '^(cuda|nvidia|triton)' requirements.lock > .venv/requirements.txt; \
 	else \
-		echo "It does not offer the lock's versions, or cannot be reached: with CUDA, then (5 GB)"; \
+		echo "It does not offer the lock's versions, or cannot be reached: as the lock says, then"; \
 	fi
 else ifneq ($(TORCH),lock)
 	@echo "TORCH=$(TORCH) is not known: cpu leaves CUDA out, lock takes what the lock names" >&2; exit 1
