@@ -3,7 +3,7 @@
     python -m benchmarks.machines [--only 01 02 04] [--out FOLDER]
 
 One machine stands for others: oneDNN and PyTorch's own kernels are held to what older processors
-have (AVX2, SSE 4.1), and the notebooks compute on one thread or on two. All else is equal, the seed
+have (AVX2), and the notebooks compute on one thread or on two. All else is equal, the seed
 too. Each setting runs the notebooks in a folder of its own, one after the other. The table has the
 form of a sweep's: a line for each number of each run, with the setting as its point.
 """
@@ -26,11 +26,6 @@ SETTINGS = {
         "OMP_NUM_THREADS": "1",
         "ATEN_CPU_CAPABILITY": "avx2",
         "ONEDNN_MAX_CPU_ISA": "AVX2",
-    },
-    "SSE 4.1, 1 thread": {
-        "OMP_NUM_THREADS": "1",
-        "ATEN_CPU_CAPABILITY": "default",
-        "ONEDNN_MAX_CPU_ISA": "SSE41",
     },
 }
 
