@@ -163,6 +163,7 @@ STATED = {
         "0.9": "where Graham's contrast ends",
         "500,000": "where the numbers of drawn patients begin",
         **dict.fromkeys(("0.1", "0.25", "0.5"), "the levels that count as strong"),
+        "1.0": "a rim that is left on, as a parameter",
     },
     "07_ledger": {
         **dict.fromkeys(("0.012", "0.014", "0.034"), "the example of an interval"),
