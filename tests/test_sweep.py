@@ -462,7 +462,9 @@ def test_the_list_names_notebooks_profiles_and_sweeps_in_100_columns(executed, c
 def test_the_sweeps_of_this_project_can_be_run(books, monkeypatch):
     monkeypatch.setattr(paths, "NOTEBOOKS", paths.ROOT / "notebooks")
     monkeypatch.setattr(paths, "PROFILES", paths.ROOT / "notebooks" / "profiles")
-    make("prepared", "phantom-128"), make("prepared", "retinas"), make("sequencer", "phantom")
+    for name in ("phantom-128", "retinas", "retinas-640"):
+        make("prepared", name)
+    make("sequencer", "phantom")
     counts = {}
     for name in sweep.names():
         asked = sweep.read(name)
@@ -472,6 +474,7 @@ def test_the_sweeps_of_this_project_can_be_run(books, monkeypatch):
     assert counts == {
         **{"learning-curve": (12, 36), "maps": (16, 16), "mnist": (10, 10)},
         **{"retinas": (5, 10), "ingredients": (8, 19), "heads": (5, 5)},
+        "retinas-640": (5, 10),
     }
     recorded = json.loads(
         (paths.ROOT / "data" / "recorded" / "mnist" / "02_clear_mnist.json").read_text()
