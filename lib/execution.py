@@ -15,6 +15,7 @@ from concurrent.futures import (
     wait,
 )
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -242,7 +243,8 @@ def execute(
     try:
         paths.make(output.parent)
         with paths.environment_with({"PYTHONPATH": os.pathsep.join(searched), **environment}):
-            papermill.execute_notebook(
+            run = partial(
+                papermill.execute_notebook,
                 source,
                 output,
                 parameters,
@@ -252,6 +254,12 @@ def execute(
                 execution_timeout=timeout,
                 extra_arguments=["--log-level=50"],
             )
+            try:
+                run()
+            except RuntimeError as error:
+                if type(error) is not RuntimeError:
+                    raise
+                run()  # the kernel did not start: of two at once, the other took a port of its own
         if not record.exists():
             unfinished = "it ended without run.finish(...), which records its numbers"
             return Outcome("failed", _failure(output, unfinished))

@@ -452,6 +452,28 @@ def test_a_slow_cell_a_dead_kernel_and_a_missing_finish_are_failures(shelf, caps
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("refused", "status"), [(1, 0), (2, 1)])
+def test_a_kernel_that_does_not_start_is_started_once_more(
+    shelf, monkeypatch, capsys, refused, status
+):
+    """Kernels choose ports and bind them later: two that start at once may choose the same."""
+    real, asked = papermill.execute_notebook, []
+
+    def execute(*arguments, **options):
+        asked.append(arguments)
+        if len(asked) <= refused:
+            raise RuntimeError("Kernel didn't respond in 60 seconds")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(papermill, "execute_notebook", execute)
+    write("01_x", "a = 1", numbers='{"a": a}')
+    assert __main__.main(["run", "--workers", "1"]) == status
+    assert len(asked) == 2
+    said = capsys.readouterr()
+    assert ("Kernel didn't respond" in said.err) == bool(status)
+
+
+@pytest.mark.slow
 def test_a_profiles_parameters_reach_the_notebook_and_the_kernel_is_this_python(shelf, monkeypatch):
     """And its lib is this one, though another copy of it comes first elsewhere."""
     other = shelf / "other" / "lib"
