@@ -3,9 +3,9 @@
     python -m benchmarks.machines [--only 01 02 04] [--out FOLDER]
 
 One machine stands for others: oneDNN and PyTorch's own kernels are held to what older processors
-have (AVX2), and the notebooks compute on one thread or on two. All else is equal, the seed
-too. Each setting runs the notebooks in a folder of its own, one after the other. The table has the
-form of a sweep's: a line for each number of each run, with the setting as its point.
+have (AVX2), and the notebooks compute on one thread or on two. All else is equal, the seed too.
+Each setting runs the notebooks in a folder of its own, one after the other. The table has the form
+of a sweep's: a line for each number of each run, with the setting as its point.
 """
 
 import argparse
@@ -34,13 +34,10 @@ def measured(point: str, settings: dict[str, str], only: list[str], home: Path) 
     """The numbers of the bundled run in one setting."""
     folder = home / point.replace(" ", "-").replace(",", "")
     here = {"COMPANION_DATA": str(folder / "data"), "COMPANION_BUILD": str(folder / "build")}
-    chosen = [
-        path.stem for path in sorted(paths.NOTEBOOKS.glob("*.ipynb")) if path.stem[:2] in only
-    ]
     command = [sys.executable, "-m", "lib", "run", "--workers", "1", "--only", *only]
     subprocess.run(command, env=os.environ | settings | here, cwd=paths.ROOT, check=True)
     lines = []
-    for notebook in chosen:
+    for notebook in execution.of_profile("bundled", only):
         record = json.loads(
             (folder / "build" / "bundled" / "metrics" / f"{notebook}.json").read_text()
         )
