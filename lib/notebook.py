@@ -331,7 +331,7 @@ def keep_earlier(path: Path, name: str) -> None:
 
 
 def made_from(parameters: dict[str, Any]) -> dict[str, str]:
-    """The SHA-256 of the data set and of the sequencer that parameters name, where they are there.
+    """The SHA-256 of the data set and the sequencers that parameters name, where they are there.
 
     Args:
         parameters: of a notebook, by name; what it makes itself under the name that it has got.
@@ -340,6 +340,7 @@ def made_from(parameters: dict[str, Any]) -> dict[str, str]:
     for kind, home, names in (
         ("prepared", paths.PREPARED, ("dataset.json", "manifest.csv")),
         ("sequencer", paths.SEQUENCERS, ("config.json", "weights.safetensors")),
+        ("start", paths.SEQUENCERS, ("config.json", "weights.safetensors")),
     ):
         folder = parameters.get(kind, "")
         files = [home / Path(folder).expanduser() / name for name in names]

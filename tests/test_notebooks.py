@@ -1,6 +1,7 @@
 """The form of the committed notebooks, and the smoke profile run through the command line."""
 
 import ast
+import hashlib
 import json
 import os
 import re
@@ -10,7 +11,9 @@ import sys
 
 import nbformat
 import pytest
+import torch
 import yaml
+from safetensors.torch import load
 
 from lib import paths
 
@@ -270,6 +273,25 @@ def test_running_again_draws_prepares_and_trains_nothing_and_gives_the_same_numb
     assert said.returncode == 0, said.stderr[-2000:]
     assert made() == first
     assert {name: numbers(build, name) for name in NAMES} == before
+
+
+@pytest.mark.slow
+def test_a_training_that_goes_on_begins_with_the_weights_of_the_earlier_one(smoke):
+    """At a learning rate of nearly nothing it also ends with them."""
+    build, _ = smoke
+    given = ("-p", "start", "phantom-smoke", "-p", "learning_rate", "1e-9")
+    said = companion(build, "--only", "04", *given)
+    assert said.returncode == 0, said.stderr[-2000:]
+    home = build / "data" / "sequencers"
+    earlier = (home / "phantom-smoke" / "weights.safetensors").read_bytes()
+    later = home / "phantom-smoke+learning_rate=1e-09+start=phantom-smoke"
+    config = json.loads((later / "config.json").read_text())
+    assert config["start"] == hashlib.sha256(earlier).hexdigest()
+    before, after = load(earlier), load((later / "weights.safetensors").read_bytes())
+    assert before.keys() == after.keys()
+    for name in before:
+        if "running" not in name and "num_batches" not in name:
+            assert torch.allclose(before[name], after[name], atol=1e-6), name
 
 
 @pytest.mark.slow

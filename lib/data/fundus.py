@@ -661,11 +661,7 @@ def require_same_preparation(config: dict, dataset: FundusDataset) -> None:
     Raises:
         ValueError: names what differs.
     """
-    differing = []
-    for name, here in dataset.preparation.items():
-        there = config.get(name)
-        if there != here:
-            differing.append(f"{name} {there!r} there, {here!r} here")
+    differing = _differing(config, dataset.about)
     rim = config.get("rim", 1.0)
     if rim != dataset.rim:
         differing.append(f"rim {rim!r} there, {dataset.rim!r} here")
@@ -675,3 +671,56 @@ def require_same_preparation(config: dict, dataset: FundusDataset) -> None:
             f"{'; '.join(differing)}. Run notebook 04_radiomic_sequencer with the data set that is "
             "there now, or choose another"
         )
+
+
+def require_held_back(config: dict, earlier: str | Path, now: str | Path) -> None:
+    """Refuse to go on from a sequencer that has learnt from what a data set holds back.
+
+    Photographs are known by the SHA-256 of their files, for their names depend on the collections.
+
+    Args:
+        config: the config.json of the sequencer's run.
+        earlier: the prepared data set that it learnt from.
+        now: that which is to be learnt from; what its training split lacks is held back.
+
+    Raises:
+        FileNotFoundError: one of the two is missing.
+        ValueError: `earlier` is not as it was; the sequencer itself goes on from another, of which
+            nobody knows here what it learnt from; photographs were learnt from that are held back.
+    """
+    manifests = []
+    for folder in (Path(earlier), Path(now)):
+        if not (folder / "dataset.json").exists():
+            raise FileNotFoundError(
+                f"{folder} is no prepared data set. {MADE_BY} makes it: run that first."
+            )
+        manifests.append(_read_manifest(folder, _about(folder)))
+    if "start" in config:
+        raise ValueError(
+            "the sequencer itself goes on from another, and what that one learnt from cannot be "
+            "checked: start from one that does not"
+        )
+    differing = _differing(config, _about(Path(earlier)))
+    if differing:
+        raise ValueError(
+            f"{earlier} is not what the sequencer learnt from: {'; '.join(differing)}. Run "
+            f"{MADE_BY} with that sequencer's parameters again"
+        )
+    learnt, here = manifests
+    learnt = learnt["sha256"][learnt["split"] == "train"]
+    both = here["image"][(here["split"] != "train") & here["sha256"].isin(learnt)].tolist()
+    if both:
+        raise ValueError(
+            f"the sequencer has learnt from {len(both)} photographs that {Path(now).name} holds "
+            f"back, among them {both[0]}: prepare both with the same seed, or start from another"
+        )
+
+
+def _differing(config: dict, about: dict) -> list[str]:
+    """In words, what of the preparation a sequencer's config.json has otherwise than a data set."""
+    differing = []
+    for name in PREPARATION:
+        there, here = config.get(name), about[name]
+        if there != here:
+            differing.append(f"{name} {there!r} there, {here!r} here")
+    return differing

@@ -1140,3 +1140,22 @@ def test_a_sequencer_whose_photographs_had_another_rim_is_refused(undisturbed):
         fundus.require_same_preparation(config, cut)
     with pytest.raises(ValueError, match=r"rim 0\.9 there, 1\.0 here"):
         fundus.require_same_preparation(config | {"rim": 0.9}, whole)
+
+
+def test_to_go_on_from_a_sequencer_it_must_not_know_what_is_held_back(undisturbed, raw, tmp_path):
+    config = fundus.FundusDataset(undisturbed, "train").preparation
+    larger = fundus.prepare(raw, tmp_path / "larger", SIZE + 8, eye="both")
+    fundus.require_held_back(config, undisturbed, larger)
+    other_split = fundus.prepare(raw, tmp_path / "other", SIZE, eye="both", seed=1)
+
+    tables = [pd.read_csv(folder / "manifest.csv") for folder in (undisturbed, other_split)]
+    learnt = set(tables[0]["image"][tables[0]["split"] == "train"])
+    held = set(tables[1]["image"][tables[1]["split"] != "train"])
+    with pytest.raises(ValueError, match=f"has learnt from {len(learnt & held)} photographs that"):
+        fundus.require_held_back(config, undisturbed, other_split)
+    with pytest.raises(ValueError, match=r"mean .* there, .* that sequencer's parameters"):
+        fundus.require_held_back(config, other_split, undisturbed)
+    with pytest.raises(ValueError, match="itself goes on from another"):
+        fundus.require_held_back(config | {"start": "ab"}, undisturbed, larger)
+    with pytest.raises(FileNotFoundError, match="nowhere is no prepared data set"):
+        fundus.require_held_back(config, tmp_path / "nowhere", larger)
