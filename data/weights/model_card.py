@@ -6,6 +6,7 @@ python data/weights/model_card.py
 import json
 
 from lib import paths
+from lib.notebook import read_profile
 
 CARD = """\
 # A sequencer that grades diabetic retinopathy, trained on IDRiD and UTeM
@@ -28,10 +29,11 @@ No photograph is in it or beside it.
 
 ## How it was made
 
-Notebooks 03 and 04 with profile `retinas`: {train} photographs to learn from, {val} to watch,
-{test} unseen. Retina cut out, {size} px, local average taken off (Graham 2015), everything
-beyond {rim} of the radius set to the mean. All layers, {epochs} epochs, AdamW with one cycle up
-to {learning_rate:g} (grade kernels {head_rate:g} times that), batches of {batch_size}, label
+Notebooks 03 and 04 with profile `retinas-448`, then with `retinas`: {train} photographs to learn
+from, {val} to watch, {test} unseen. Retina cut out, local average taken off (Graham 2015),
+everything beyond {rim} of the radius set to the mean. All layers, {first_epochs} epochs at
+{first_size} px and {epochs} at {size} px, each time AdamW with one cycle up to
+{learning_rate:g} (grade kernels {head_rate:g} times that), batches of {batch_size}, label
 smoothing, dropout {dropout}, grades drawn by one over the square root of their counts, flips,
 any rotation, scale 0.9 to 1.12, gain and level of each channel, bfloat16. Seed 0, the
 default's; it was not chosen among the five. Photographs of eyes that are scored by their
@@ -96,12 +98,18 @@ def model_card() -> str:
     for name, group in grades["by_source"].items():
         scores = f"{interval(group['accuracy'])} | {interval(group['kappa'])}"
         groups.append(f"| {name} | {group['photographs']} | {scores} |")
+    first = {
+        number: read_profile("retinas-448", notebook)
+        for number, notebook in (("03", "03_dr_dataset"), ("04", "04_radiomic_sequencer"))
+    }
     lesions = maps["lesions"]
     kinds = ("any lesion", "microaneurysm", "haemorrhage", "hard exudate", "cotton wool spot")
     times = [lesions[kind]["times_chance"] for kind in (*kinds, "optic disc")]
     return CARD.format(
         megabytes=(folder / "weights.safetensors").stat().st_size / 1e6,
         groups="\n".join(groups),
+        first_epochs=first["04"]["epochs"],
+        first_size=first["03"]["size"],
         recall=" | ".join(f"{grades['recall'][str(grade)]:.2f}" for grade in range(5)),
         majority=grades["majority_rate"],
         photographs=lesions["any lesion"]["photographs"],
