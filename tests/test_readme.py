@@ -248,7 +248,7 @@ def test_every_link_of_a_page_leads_to_a_file_and_to_a_heading_in_it(page):
 
 def test_the_running_page_knows_every_profile_and_variable():
     text = read("docs/running.md")
-    profiles = re.findall(r"^\| `(\w+)` \| (?:all|\d)", text, re.MULTILINE)
+    profiles = re.findall(r"^\| `([\w-]+)` \| (?:all|\d)", text, re.MULTILINE)
     assert set(profiles) == set(execution.profiles())
     assert set(re.findall(r"COMPANION_[A-Z]+", text)) <= set(
         re.findall(r"COMPANION_[A-Z]+", (paths.ROOT / "lib" / "paths.py").read_text())
