@@ -76,10 +76,10 @@ def test_another_record_makes_another_page(monkeypatch, tmp_path):
 def test_a_sentence_whose_premise_is_gone_and_a_number_that_is_not_there_fail(
     monkeypatch, tmp_path
 ):
-    def ahead_of_edges(numbers):
-        numbers["used_more"]["edges"]["insertion, blur"]["low"] = 0.01
+    def not_ahead_of_edges(numbers):
+        numbers["used_more"]["edges"]["insertion, blur"]["low"] = -0.01
 
-    record_with(monkeypatch, tmp_path / "a", ahead_of_edges)
+    record_with(monkeypatch, tmp_path / "a", not_ahead_of_edges)
     for template in make_pages.PAGES:
         with pytest.raises(ValueError, match="contradicts the sentence"):
             make_pages.page(template)
