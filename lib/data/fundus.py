@@ -688,25 +688,26 @@ def require_held_back(config: dict, earlier: str | Path, now: str | Path) -> Non
         ValueError: `earlier` is not as it was; the sequencer itself goes on from another, of which
             nobody knows here what it learnt from; photographs were learnt from that are held back.
     """
-    manifests = []
+    sets = []
     for folder in (Path(earlier), Path(now)):
         if not (folder / "dataset.json").exists():
             raise FileNotFoundError(
                 f"{folder} is no prepared data set. {MADE_BY} makes it: run that first."
             )
-        manifests.append(_read_manifest(folder, _about(folder)))
+        about = _about(folder)
+        sets.append((about, _read_manifest(folder, about)))
+    (about, learnt), (_, here) = sets
     if "start" in config:
         raise ValueError(
             "the sequencer itself goes on from another, and what that one learnt from cannot be "
             "checked: start from one that does not"
         )
-    differing = _differing(config, _about(Path(earlier)))
+    differing = _differing(config, about)
     if differing:
         raise ValueError(
             f"{earlier} is not what the sequencer learnt from: {'; '.join(differing)}. Run "
             f"{MADE_BY} with that sequencer's parameters again"
         )
-    learnt, here = manifests
     learnt = learnt["sha256"][learnt["split"] == "train"]
     both = here["image"][(here["split"] != "train") & here["sha256"].isin(learnt)].tolist()
     if both:
