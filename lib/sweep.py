@@ -534,7 +534,11 @@ def _write(
 def _draw(sweep: Sweep, table: pd.DataFrame) -> dict[str, str]:
     """Draw the metrics: names of files, each with what it shows in words."""
     varied = list(sweep.points[0])
-    axes = [n for n in varied if n != "seed" and len({point[n] for point in sweep.points}) > 1]
+    axes = []
+    for name in varied:
+        values = {point[name] for point in sweep.points}
+        if name != "seed" and len(values) > 1 and not _goes_with_seed(sweep, name):
+            axes.append(name)
     if len(axes) > 2:
         print(f"No figures: besides seed, {len(axes)} parameters vary, and a figure shows two.")
         return {}
@@ -569,6 +573,17 @@ def _draw(sweep: Sweep, table: pd.DataFrame) -> dict[str, str]:
             paths.write(folder(sweep.name) / f"{stem}.png", save)
             drawn[f"{stem}.png"] = f"{'; '.join(title)}; {shown}"
     return drawn
+
+
+def _goes_with_seed(sweep: Sweep, name: str) -> bool:
+    """Whether each seed has a value of the parameter to itself, which then tells no more than it.
+
+    So it is with `start`, where each training goes on from the one with its own seed.
+    """
+    if "seed" not in sweep.points[0]:
+        return False
+    pairs = {(point["seed"], point[name]) for point in sweep.points}
+    return len(pairs) == len({seed for seed, _ in pairs}) == len({value for _, value in pairs})
 
 
 def _levels(

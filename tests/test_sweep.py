@@ -443,6 +443,14 @@ def test_a_file_says_which_metrics_are_drawn_and_which_lines(executed):
     assert "<td>s1, s1</td>" in page
 
 
+@pytest.mark.parametrize(("last", "axis"), [(2, "seed"), (1, "epochs")])
+def test_what_goes_along_with_the_seed_is_no_axis_of_its_own(executed, last, axis):
+    points = f"[{{seed: 0, epochs: 1}}, {{seed: 1, epochs: {last}}}, {{seed: 2, epochs: 3}}]"
+    written("q", f"# is it good?\nnotebooks: ['02']\npoints: {points}\nplot: [accuracy]\n")
+    assert ask("q") == 0
+    assert f"; by {axis}: " in (paths.BUILD / "sweeps" / "q" / "index.html").read_text()
+
+
 def test_the_list_names_notebooks_profiles_and_sweeps_in_100_columns(executed, capsys):
     profile("tiny", **{"02_x": f"# a few seconds{' more' * 40}\nepochs: 1\n"})
     written("q", "# is it good?\nnotebooks: ['02']\ngrid: {seed: [0, 1], epochs: [1, 2]}\n")
