@@ -403,8 +403,12 @@ def _finish(
 
 
 def _about(folder: Path) -> dict:
-    """What dataset.json says; ValueError where it cannot be so."""
+    """What dataset.json says; ValueError where it cannot be so, FileNotFoundError without it."""
     path = folder / "dataset.json"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{folder} is no prepared data set. {MADE_BY} makes it: run that first."
+        )
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
         mean, deviation = np.array(about["mean"], float), np.array(about["std"], float)
@@ -543,10 +547,6 @@ class FundusDataset(torch.utils.data.Dataset):
             raise ValueError(f"rim is {rim}; choose a share of the radius above 0, at most 1.")
         if at_most < 0:
             raise ValueError(f"at_most is {at_most}; give a number of photographs, or 0 for all.")
-        if not (self.folder / "dataset.json").exists():
-            raise FileNotFoundError(
-                f"{self.folder} is no prepared data set. {MADE_BY} makes it: run that first."
-            )
         self.about = _about(self.folder)
         self.preparation = {name: self.about[name] for name in PREPARATION}
         if split not in self.about["counts"]:
@@ -690,10 +690,6 @@ def require_held_back(config: dict, earlier: str | Path, now: str | Path) -> Non
     """
     sets = []
     for folder in (Path(earlier), Path(now)):
-        if not (folder / "dataset.json").exists():
-            raise FileNotFoundError(
-                f"{folder} is no prepared data set. {MADE_BY} makes it: run that first."
-            )
         about = _about(folder)
         sets.append((about, _read_manifest(folder, about)))
     (about, learnt), (_, here) = sets
