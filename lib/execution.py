@@ -243,23 +243,19 @@ def execute(
     try:
         paths.make(output.parent)
         with paths.environment_with({"PYTHONPATH": os.pathsep.join(searched), **environment}):
-            run = partial(
-                papermill.execute_notebook,
-                source,
-                output,
-                parameters,
-                kernel_name="python3",
-                cwd=source.parent,
-                progress_bar=False,
-                execution_timeout=timeout,
-                extra_arguments=["--log-level=50"],
+            _start_twice_at_most(
+                partial(
+                    papermill.execute_notebook,
+                    source,
+                    output,
+                    parameters,
+                    kernel_name="python3",
+                    cwd=source.parent,
+                    progress_bar=False,
+                    execution_timeout=timeout,
+                    extra_arguments=["--log-level=50"],
+                )
             )
-            try:
-                run()
-            except RuntimeError as error:
-                if type(error) is not RuntimeError:
-                    raise
-                run()  # the kernel did not start: of two at once, the other took a port of its own
         if not record.exists():
             unfinished = "it ended without run.finish(...), which records its numbers"
             return Outcome("failed", _failure(output, unfinished))
@@ -280,6 +276,16 @@ def execute(
     except (OSError, RuntimeError) as error:  # a full disk; a kernel that does not start
         room = f"Is there room in {output.parent}? See {output}"
         return Outcome("failed", f"{source.stem} failed: {error}\n{room}")
+
+
+def _start_twice_at_most(run: Callable[[], object]) -> None:
+    """Run a notebook, again if its kernel did not start: another took a port that was its own."""
+    try:
+        run()
+    except RuntimeError as error:
+        if type(error) is not RuntimeError:
+            raise
+        run()
 
 
 def _write_page(notebook: Path, page: Path) -> None:
