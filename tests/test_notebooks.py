@@ -292,6 +292,8 @@ def test_a_training_that_goes_on_begins_with_the_weights_of_the_earlier_one(smok
     for name in before:
         if "running" not in name and "num_batches" not in name:
             assert torch.allclose(before[name], after[name], atol=1e-6), name
+    third = companion(build, "--only", "04", "-p", "start", later.name, "-p", "epochs", "1")
+    assert third.returncode == 0, third.stderr[-2000:]
 
 
 @pytest.mark.slow

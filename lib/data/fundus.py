@@ -677,6 +677,8 @@ def require_held_back(config: dict, earlier: str | Path, now: str | Path) -> Non
     """Refuse to go on from a sequencer that has learnt from what a data set holds back.
 
     Photographs are known by the SHA-256 of their files, for their names depend on the collections.
+    Where the sequencer itself goes on from another (`checkpoint.earlier_run`), that one has to be
+    asked about as well.
 
     Args:
         config: the config.json of the sequencer's run.
@@ -685,19 +687,13 @@ def require_held_back(config: dict, earlier: str | Path, now: str | Path) -> Non
 
     Raises:
         FileNotFoundError: one of the two is missing.
-        ValueError: `earlier` is not as it was; the sequencer itself goes on from another, of which
-            nobody knows here what it learnt from; photographs were learnt from that are held back.
+        ValueError: `earlier` is not as it was; photographs were learnt from that are held back.
     """
     sets = []
     for folder in (Path(earlier), Path(now)):
         about = _about(folder)
         sets.append((about, _read_manifest(folder, about)))
     (about, learnt), (_, here) = sets
-    if "start" in config:
-        raise ValueError(
-            "the sequencer itself goes on from another, and what that one learnt from cannot be "
-            "checked: start from one that does not"
-        )
     differing = _differing(config, about)
     if differing:
         raise ValueError(

@@ -256,6 +256,27 @@ def publish(run: Path, out: Path) -> None:
         paths.write(out / name, lambda beside, content=content: beside.write_bytes(content))
 
 
+def earlier_run(config: dict[str, Any]) -> Path | None:
+    """The run that a training went on from; None where it went on from none.
+
+    It is known by the SHA-256 of its weights' file, which is `start` in the config.json of the run
+    that went on.
+
+    Raises:
+        FileNotFoundError: no run in data/sequencers/ has these weights.
+    """
+    if "start" not in config:
+        return None
+    for weights in sorted(paths.SEQUENCERS.glob(f"*/{_WEIGHTS}")):
+        if hashlib.sha256(weights.read_bytes()).hexdigest() == config["start"]:
+            return weights.parent
+    raise FileNotFoundError(
+        f"the sequencer itself goes on from another, whose weights (SHA-256 {config['start']}) no "
+        f"run in {paths.SEQUENCERS} has. What that one learnt from cannot be checked: train it "
+        "again, or start from a sequencer whose forerunners are there"
+    )
+
+
 def load_network(
     network: nn.Module, folder: str | Path, notebook: str
 ) -> tuple[nn.Module, dict[str, Any]]:

@@ -1,6 +1,7 @@
 """The folder of a training: who may have it, what is resumed from it, and what is read from it."""
 
 import errno
+import hashlib
 import json
 import pickle
 import subprocess
@@ -361,6 +362,18 @@ def test_a_network_is_loaded_ready_to_use_and_with_its_configuration(finished):
     assert not loaded.training and config == WRITTEN
     images = torch.randn(5, 3)
     assert torch.equal(loaded(images), network(images))
+
+
+def test_what_a_training_went_on_from_is_known_by_its_weights(finished, monkeypatch):
+    out, _, _ = finished
+    monkeypatch.setattr(paths, "SEQUENCERS", out.parent)
+    weights = (out / "weights.safetensors").read_bytes()
+    went_on = {"start": hashlib.sha256(weights).hexdigest()}
+    moved = out.rename(out.with_name("another-name"))
+    assert checkpoint.earlier_run(went_on) == moved
+    assert checkpoint.earlier_run({"epochs": 2}) is None
+    with pytest.raises(FileNotFoundError, match=r"SHA-256 00ab\) no run in .*train it again"):
+        checkpoint.earlier_run({"start": "00ab"})
 
 
 def test_the_notebook_is_named_where_no_training_finished(tmp_path):
