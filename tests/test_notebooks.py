@@ -250,7 +250,7 @@ def test_recorded_numbers_are_under_the_names_that_the_notebook_gives_them(smoke
     # records of MNIST, RetinaMNIST and IDRiD. 01 has the last three with ImageNet's weights alone.
     optional = {
         *("objectives", "eq3_error", "photographs_by_source", "by_source", "val_kappa", "val"),
-        *("froc", "paired", "random_networks", "used_more", "heads"),
+        *("froc", "paired", "random_networks", "used_more", "heads", "tolerances"),
         *("photographs_known", "photographs_identity_error", "class_units"),
     }
     assert set(record["numbers"]) - optional == set(numbers(smoke[0], file.stem)) - optional
