@@ -66,7 +66,7 @@ slides: .venv/.ready
 
 clean:
 	rm -rf build .pytest_cache .ruff_cache *.egg-info
-	rm -rf data/raw/phantom data/raw/phantom-* data/prepared/phantom-* data/sequencers/phantom* data/sequencers/*-bundled* data/sequencers/*-smoke*
+	rm -rf data/raw/phantom data/raw/phantom-* data/prepared/phantom-* data/sequencers/phantom data/sequencers/phantom[-+.]* data/sequencers/*-bundled* data/sequencers/*-smoke*
 	find . -path ./.venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -print0 | xargs -0 rm -rf
 	@echo "Kept: .venv, downloads, and what was prepared from them or trained on them, in data/."
 

@@ -196,9 +196,10 @@ def test_make_knows_two_ways_to_set_up_pytorch(checkout):
 
 
 def test_make_clean_keeps_the_environment_downloads_and_what_was_made_from_them(checkout):
-    made = "prepared/phantom-128 raw/phantom sequencers/phantom sequencers/x-smoke.1"
+    made = "prepared/phantom-128 raw/phantom sequencers/phantom sequencers/phantom.1"
     gone = ["build", "lib/__pycache__", *(f"data/{name}" for name in made.split())]
-    real = "prepared/eyepacs-512 raw/eyepacs recorded sequencers/x-eyepacs"
+    gone.append("data/sequencers/x-smoke.1")
+    real = "prepared/eyepacs-512 raw/eyepacs recorded sequencers/x-eyepacs sequencers/phantoms"
     kept = [".venv/lib/__pycache__", *(f"data/{name}" for name in real.split())]
     for name in (*gone, *kept):
         (checkout / name).mkdir(parents=True)
