@@ -256,11 +256,15 @@ def publish(run: Path, out: Path) -> None:
         paths.write(out / name, lambda beside, content=content: beside.write_bytes(content))
 
 
+def fingerprint(run: Path) -> str:
+    """The SHA-256 of a finished run's weights' file: as `start`, what another run goes on from."""
+    return hashlib.sha256((run / _WEIGHTS).read_bytes()).hexdigest()
+
+
 def earlier_run(config: dict[str, Any]) -> Path | None:
     """The run that a training went on from; None where it went on from none.
 
-    It is known by the SHA-256 of its weights' file, which is `start` in the config.json of the run
-    that went on.
+    It is known by its `fingerprint`, which is `start` in the config.json of the run that went on.
 
     Raises:
         FileNotFoundError: no run in data/sequencers/ has these weights.
@@ -268,7 +272,7 @@ def earlier_run(config: dict[str, Any]) -> Path | None:
     if "start" not in config:
         return None
     for weights in sorted(paths.SEQUENCERS.glob(f"*/{_WEIGHTS}")):
-        if hashlib.sha256(weights.read_bytes()).hexdigest() == config["start"]:
+        if fingerprint(weights.parent) == config["start"]:
             return weights.parent
     raise FileNotFoundError(
         f"the sequencer itself goes on from another, whose weights (SHA-256 {config['start']}) no "
