@@ -35,7 +35,9 @@ def on_the_disc(run: str) -> dict:
     """A line of the table: how many times as often as by chance the response lies on the disc."""
     folder = paths.SEQUENCERS / run
     network, config = explain.load_sequencer(folder)
-    val = fundus.FundusDataset(paths.PREPARED / config["prepared"], "val", rim=config["rim"])
+    val = fundus.FundusDataset(
+        paths.PREPARED / config["prepared"], "val", rim=config.get("rim", 1.0)
+    )
     fundus.require_same_preparation(config, val)
     marks = pd.read_csv(MARKS, index_col="image")
     inside, chance = [], []
