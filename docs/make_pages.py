@@ -7,6 +7,7 @@ data/recorded/, so that no page says what no file holds. What a template may use
 |---|---|
 | `retinas["06"]`, `mnist["02"]`, ... | the numbers of data/recorded/<profile>/, by notebook |
 | `sweep("retinas", "06", "kappa")` | one number of a sweep's runs of one notebook, as a series |
+| `discs` | by recipe, times chance on the disc in photographs for validation, mean of the seeds |
 | `table1` | distances to CLEAR's Table 1: a row a training, a column a reading or control |
 | `score | percent`, `| percent(1)`, `| decimals(2)`, `| thousands` | a number, written |
 | `score | interval("percent")` | the ends of its 95 % interval, `low` to `high` |
@@ -32,6 +33,7 @@ from lib.data import sources
 from lib.methods import clear
 
 TEMPLATES = paths.ROOT / "docs" / "pages"
+OPTIC_DISCS = paths.RECORDED / "sweeps" / "optic-discs" / "results.csv"
 PAGES = {"README.md": "README.md", "findings.md": "docs/findings.md"}
 
 
@@ -139,6 +141,7 @@ def page(template: str) -> str:
         **{function.__name__: function for function in (given, paper, section, sweep)},
         right_eyes={split: sum(counts) for split, counts in sources.EYEPACS_RIGHT_EYES.items()},
         table1=distances(numbers["mnist"]["02"]),
+        discs=pd.read_csv(OPTIC_DISCS).groupby("recipe").times_chance.mean(),
         readings=list(clear.RULES),
     )
     up = "../" * PAGES[template].count("/")
