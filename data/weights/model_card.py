@@ -34,12 +34,12 @@ No photograph is in it or beside it.
 
 Notebooks 03 and 04 with profile `phantoms`, then with `retinas-448` from there (`start`
 phantoms), then with `retinas`: {train} photographs to learn from, {val} for validation, {test}
-unseen. Retina cut out, local average taken off (Graham 2015), everything beyond {rim} of the radius set to the mean. All layers, {drawn_epochs} epochs of
-drawn eyes (phantoms) at {drawn_size} px, then {first_epochs} of photographs at {first_size} px
-and {epochs} at {size} px, each time AdamW with one cycle up to
-{learning_rate:g} (grade kernels {head_rate:g} times that), batches of {batch_size}, label
-smoothing, dropout {dropout}, grades drawn by one over the square root of their counts, flips,
-any rotation, scale 0.9 to 1.12, gain and level of each channel, bfloat16. Seed 0, the
+unseen. Retina cut out, local average taken off (Graham 2015), everything beyond {rim} of the
+radius set to the mean. All layers, {drawn_epochs} epochs of drawn eyes (phantoms) at {drawn_size}
+px, then {first_epochs} of photographs at {first_size} px and {epochs} at {size} px, each time AdamW
+with one cycle up to {learning_rate:g} (grade kernels {head_rate:g} times that), batches of
+{batch_size}, label smoothing, dropout {dropout}, grades drawn by one over the square root of their
+counts, flips, any rotation, scale 0.9 to 1.12, gain and level of each channel, bfloat16. Seed 0, the
 default's; it was not chosen among the five. Photographs of eyes that are scored by their
 lesions, and their twins, were not learnt from.
 
