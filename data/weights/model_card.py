@@ -39,8 +39,8 @@ radius set to the mean. All layers, {drawn_epochs} epochs of drawn eyes (phantom
 px, then {first_epochs} of photographs at {first_size} px and {epochs} at {size} px, each time AdamW
 with one cycle up to {learning_rate:g} (grade kernels {head_rate:g} times that), batches of
 {batch_size}, label smoothing, dropout {dropout}, grades drawn by one over the square root of their
-counts, flips, any rotation, scale 0.9 to 1.12, gain and level of each channel, bfloat16. Seed 0, the
-default's; it was not chosen among the five. Photographs of eyes that are scored by their
+counts, flips, any rotation, scale 0.9 to 1.12, gain and level of each channel, bfloat16. Seed 0,
+the default's; it was not chosen among the five. Photographs of eyes that are scored by their
 lesions, and their twins, were not learnt from.
 
 ## How it grades
