@@ -107,19 +107,12 @@ def model_card() -> str:
     for name, group in grades["by_source"].items():
         scores = f"{interval(group['accuracy'])} | {interval(group['kappa'])}"
         groups.append(f"| {name} | {group['photographs']} | {scores} |")
-    drawn, first = (
-        {
-            number: read_profile(profile, notebook)
-            for number, notebook in (("03", "03_dr_dataset"), ("04", "04_radiomic_sequencer"))
-        }
-        for profile in ("phantoms", "retinas-448")
-    )
     discs = pd.read_csv(paths.RECORDED / "sweeps" / "optic-discs" / "results.csv")
     accuracies = {}
     for name in ("retinas", "retinas-without-phantoms"):
         lines = pd.read_csv(paths.RECORDED / "sweeps" / name / "results.csv")
         of_idrid = lines.metric == "by_source.idrid-lesions.accuracy"
-        accuracies[name] = lines[of_idrid].groupby("seed").value.first().mean()
+        accuracies[name] = lines[of_idrid].value.mean()
     disc = discs[discs.weights == checkpoint.fingerprint(folder)].iloc[0]
     least, found = min(grades["recall"].items(), key=lambda pair: pair[1])
     lesions = maps["lesions"]
@@ -128,12 +121,12 @@ def model_card() -> str:
     return CARD.format(
         megabytes=(folder / "weights.safetensors").stat().st_size / 1e6,
         groups="\n".join(groups),
-        drawn_epochs=drawn["04"]["epochs"],
-        drawn_size=drawn["03"]["size"],
+        drawn_epochs=read_profile("phantoms", "04_radiomic_sequencer")["epochs"],
+        drawn_size=read_profile("phantoms", "03_dr_dataset")["size"],
         marked=disc["photographs"],
         on_disc=disc["times_chance"],
-        first_epochs=first["04"]["epochs"],
-        first_size=first["03"]["size"],
+        first_epochs=read_profile("retinas-448", "04_radiomic_sequencer")["epochs"],
+        first_size=read_profile("retinas-448", "03_dr_dataset")["size"],
         here=accuracies["retinas"],
         without=accuracies["retinas-without-phantoms"],
         least=least,
