@@ -55,7 +55,7 @@ def on_the_disc(run: str) -> dict:
         raise ValueError(f"{len(marks)} discs are marked, {config['prepared']} has {len(inside)}")
     times = math.fsum(inside) / math.fsum(chance)
     return {
-        "seed": config["seed"],
+        "seed": config.get("seed", "all"),  # a mean of trainings has no seed of its own
         "size": config["size"],
         "photographs": len(inside),
         "times_chance": round(times, 4),

@@ -216,7 +216,8 @@ def plan(sweep: Sweep) -> tuple[list[Point], dict[str, Task]]:
             used = execution.resolved(each, parameters)
             makers = execution.NEEDS.get(each[:2], ())
             needs = tuple(key for other, key in keys.items() if other[:2] in makers)
-            outside = _outside(each, used, chosen) | {"start": used.get("start", "")}
+            outside = _outside(each, used, chosen)
+            outside |= {name: used.get(name, "") for name in ("start", "averaged")}
             read = notebook.made_from(outside)
             known = json.dumps([*origin, _cells(each), used, needs, read], sort_keys=True)
             key = keys[each] = _sha256(known.encode())

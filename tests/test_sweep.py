@@ -483,7 +483,7 @@ def test_the_sweeps_of_this_project_can_be_run(books, monkeypatch):
         **{"learning-curve": (12, 36), "maps": (16, 16), "mnist": (10, 10)},
         **{"retinas": (5, 10), "ingredients": (9, 21), "heads": (5, 5)},
         **{"retinas-448": (5, 10), "retinas-640": (5, 10), "retinas-after-phantoms": (5, 10)},
-        **{"retinas-without-phantoms": (5, 10)},
+        **{"retinas-without-phantoms": (5, 10), "retinas-single": (5, 10)},
         **{"from-scratch": (1, 2)},
     }
     recorded = json.loads(

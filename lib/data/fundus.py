@@ -677,8 +677,8 @@ def require_held_back(config: dict, earlier: str | Path, now: str | Path) -> Non
     """Refuse to go on from a sequencer that has learnt from what a data set holds back.
 
     Photographs are known by the SHA-256 of their files, for their names depend on the collections.
-    Where the sequencer itself goes on from another (`checkpoint.earlier_run`), that one has to be
-    asked about as well.
+    Where the sequencer itself comes from others (`checkpoint.earlier_runs`), they have to be asked
+    about as well.
 
     Args:
         config: the config.json of the sequencer's run.

@@ -21,9 +21,10 @@ _CHECKPOINT = "checkpoint.pt"
 _WEIGHTS = "weights.safetensors"
 _CONFIG = "config.json"
 _CUT_OFF = f"{_CONFIG}.part"  # of a process that was killed while it wrote the first file
-_OURS = (  # what each config.json names that `training.fit` or `training.fit_head` wrote
-    {"network", "loss", "balanced", "select", "accumulate", "precision"},
-    {"network", "strengths"},
+_OURS = (  # what each config.json names that a function of `training` wrote
+    {"network", "loss", "balanced", "select", "accumulate", "precision"},  # fit
+    {"network", "strengths"},  # fit_head
+    {"network", "members"},  # average
 )
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 _SEAL = 64  # characters of the SHA-256 that ends a checkpoint
@@ -257,28 +258,33 @@ def publish(run: Path, out: Path) -> None:
 
 
 def fingerprint(run: Path) -> str:
-    """The SHA-256 of a finished run's weights' file: as `start`, what another run goes on from."""
+    """The SHA-256 of a finished run's weights' file, by which runs that come from it know it."""
     return hashlib.sha256((run / _WEIGHTS).read_bytes()).hexdigest()
 
 
-def earlier_run(config: dict[str, Any]) -> Path | None:
-    """The run that a training went on from; None where it went on from none.
+def earlier_runs(config: dict[str, Any]) -> list[Path]:
+    """The runs that a sequencer's training went on from, or whose weights it is the mean of.
 
-    It is known by its `fingerprint`, which is `start` in the config.json of the run that went on.
+    Each is known by its `fingerprint`, which is `start` in the config.json of the run that went on,
+    or one of `averaged`.
 
     Raises:
         FileNotFoundError: no run in data/sequencers/ has these weights.
     """
-    if "start" not in config:
-        return None
+    wanted = [config["start"]] if "start" in config else config.get("averaged", [])
+    if not wanted:
+        return []
+    found = {}
     for weights in sorted(paths.SEQUENCERS.glob(f"*/{_WEIGHTS}")):
-        if fingerprint(weights.parent) == config["start"]:
-            return weights.parent
-    raise FileNotFoundError(
-        f"the sequencer itself goes on from another, whose weights (SHA-256 {config['start']}) no "
-        f"run in {paths.SEQUENCERS} has. What that one learnt from cannot be checked: train it "
-        "again, or start from a sequencer whose forerunners are there"
-    )
+        found.setdefault(fingerprint(weights.parent), weights.parent)
+    for weights in wanted:
+        if weights not in found:
+            raise FileNotFoundError(
+                f"the sequencer itself comes from another, whose weights (SHA-256 {weights}) no "
+                f"run in {paths.SEQUENCERS} has. What that one learnt from cannot be checked: "
+                "train it again, or take a sequencer whose forerunners are there"
+            )
+    return [found[weights] for weights in wanted]
 
 
 def load_network(

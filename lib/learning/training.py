@@ -273,6 +273,64 @@ def fit_head(
 
 
 @torch.no_grad()
+def average(
+    network: nn.Module,
+    members: Sequence[nn.Module],
+    val: Dataset,
+    out: str | Path,
+    *,
+    loss: str,
+    config: dict[str, Any] | None = None,
+    device: str | torch.device = "cpu",
+) -> pd.DataFrame:
+    """Give `network` the mean of trained networks' weights, a "model soup" (Wortsman et al. 2022).
+
+    Networks that went on from the same weights often lie in one valley of the loss. Their mean then
+    answers about as well as all of them together, in the time of one. Where they do not, it answers
+    at random; the history tells.
+
+    Args:
+        network: built as the members were; left on the device, in evaluation mode.
+        members: two or more, whose weights count alike.
+        val: dataset of (image (C, H, W) float32, label int); looked at, not learnt from.
+        out: folder for what `fit` leaves, but no checkpoint.
+        loss: a name of `losses.LOSSES`, the one that the members have learnt by.
+        config: what else made the result, able to be written as JSON.
+        device: where it is validated.
+
+    Returns:
+        A history of one row: epoch (0), val_loss, val_accuracy, val_kappa, kept.
+
+    Raises:
+        ValueError: fewer than two members; members with batch normalisation, whose mean statistics
+            are not the mean network's; labels that are no grades; an unfinished run in `out`, an
+            `out` that is not a run's.
+        RuntimeError: members or network of other shapes; another process trains in `out`.
+    """
+    if len(members) < 2:
+        raise ValueError(f"a mean of {len(members)} network(s): give two or more")
+    states = [checkpoint.state_of(member) for member in members]
+    statistics = [name for name in states[0] if name.endswith("running_mean")]
+    if statistics:
+        raise ValueError(
+            f"{statistics[0]} is a statistic of one network's activations, and that of a mean "
+            "network is not the mean of theirs: take networks without batch normalisation"
+        )
+    mean = {}
+    for name, value in states[0].items():
+        together = torch.stack([state[name].double() for state in states])
+        mean[name] = together.mean(0).to(value.dtype)
+    checkpoint.fill(network, mean)
+
+    out = Path(out)
+    kind = type(network).__name__
+    settings = {"network": kind, "members": len(members), "loss": loss, **(config or {})}
+    with checkpoint.claim_run(out, settings):
+        found = _validation(*predict(network.to(device), val, device, 16), loss)
+        return checkpoint.save_run(out, settings, network, [{"epoch": 0, **found, "kept": True}])
+
+
+@torch.no_grad()
 def predict(
     network: nn.Module,
     dataset: Dataset,

@@ -364,16 +364,21 @@ def test_a_network_is_loaded_ready_to_use_and_with_its_configuration(finished):
     assert torch.equal(loaded(images), network(images))
 
 
-def test_what_a_training_went_on_from_is_known_by_its_weights(finished, monkeypatch):
+def test_what_a_sequencer_comes_from_is_known_by_its_weights(finished, monkeypatch):
     out, _, _ = finished
     monkeypatch.setattr(paths, "SEQUENCERS", out.parent)
-    weights = (out / "weights.safetensors").read_bytes()
-    went_on = {"start": hashlib.sha256(weights).hexdigest()}
+    weights = hashlib.sha256((out / "weights.safetensors").read_bytes()).hexdigest()
     moved = out.rename(out.with_name("another-name"))
-    assert checkpoint.earlier_run(went_on) == moved
-    assert checkpoint.earlier_run({"epochs": 2}) is None
-    with pytest.raises(FileNotFoundError, match=r"SHA-256 00ab\) no run in .*train it again"):
-        checkpoint.earlier_run({"start": "00ab"})
+    second = out.with_name("second")
+    second.mkdir()
+    checkpoint.save_run(second, SETTINGS, nn.Linear(3, 2), HISTORY)
+    other = hashlib.sha256((second / "weights.safetensors").read_bytes()).hexdigest()
+    assert checkpoint.earlier_runs({"start": weights}) == [moved]
+    assert checkpoint.earlier_runs({"averaged": [other, weights]}) == [second, moved]
+    assert checkpoint.earlier_runs({"epochs": 2}) == []
+    for config in ({"start": "00ab"}, {"averaged": [weights, "00ab"]}):
+        with pytest.raises(FileNotFoundError, match=r"SHA-256 00ab\) no run in .*train it again"):
+            checkpoint.earlier_runs(config)
 
 
 def test_the_notebook_is_named_where_no_training_finished(tmp_path):

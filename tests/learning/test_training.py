@@ -1092,3 +1092,32 @@ def test_a_head_needs_photographs_of_every_grade(tmp_path, labels, said):
     with pytest.raises(ValueError, match=said):
         training.fit_head(Headed(), train, shaped(15, 1), tmp_path / "run")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_mean_of_heads_has_the_mean_of_their_scores_and_is_kept_as_a_run(tmp_path):
+    """Heads on the same features: scores are affine in the weights, so their mean is known."""
+    members = [Headed() for _ in range(3)]
+    val, mean = shaped(30, 1), Headed()
+    table = training.average(mean, members, val, tmp_path / "run", loss="cross-entropy")
+    images, truth = val.tensors
+    with torch.no_grad():
+        expected = sum(member(images) for member in members) / 3
+    torch.testing.assert_close(mean(images).detach(), expected)
+    assert table.val_accuracy[0] == pytest.approx((expected.argmax(1) == truth).float().mean())
+    loss = nn.functional.cross_entropy(expected, truth).item()
+    assert table.val_loss[0] == pytest.approx(loss, abs=1e-4) and table.kept.tolist() == [True]
+    again, config = checkpoint.load_network(Headed(), tmp_path / "run", "04")
+    assert torch.equal(again(images), mean(images)) and config["members"] == 3
+
+
+def test_a_mean_of_one_network_or_of_running_statistics_is_refused(tmp_path):
+    val = shaped(15, 1)
+    options = {"val": val, "out": tmp_path / "run", "loss": "cross-entropy"}
+    with pytest.raises(ValueError, match=r"a mean of 1 network\(s\): give two or more"):
+        training.average(Headed(), [Headed()], **options)
+    normed = [nn.Sequential(nn.BatchNorm2d(4), Headed()) for _ in range(3)]
+    with pytest.raises(ValueError, match=r"0\.running_mean .* without batch normalisation"):
+        training.average(normed[0], normed[1:], **options)
+    with pytest.raises(RuntimeError, match="head"):
+        training.average(Headed(), [Headed(5), Headed(5)], **options)
+    assert not list(tmp_path.iterdir())
