@@ -6,7 +6,7 @@ data/recorded/, so that no page says what no file holds. What a template may use
 | name | gives |
 |---|---|
 | `retinas["06"]`, `mnist["02"]`, ... | the numbers of data/recorded/<profile>/, by notebook |
-| `sweep("retinas", "06", "kappa")` | one number of a sweep's runs of one notebook, as a series |
+| `sweep("retinas-single", "06", "kappa")` | one number of a sweep's runs of one notebook, as a series |
 | `discs` | by recipe, times chance on the disc in photographs for validation, mean of the seeds |
 | `table1` | distances to CLEAR's Table 1: a row a training, a column a reading or control |
 | `score | percent`, `| percent(1)`, `| decimals(2)`, `| thousands` | a number, written |

@@ -89,7 +89,7 @@ def test_a_sentence_whose_premise_is_gone_and_a_number_that_is_not_there_fail(
     with pytest.raises(ValueError, match=r"has no section 4\.44"):
         make_pages.section("4.44")
     with pytest.raises(ValueError, match="has no kapa of notebook 04"):
-        make_pages.sweep("retinas", "04", "kapa")
+        make_pages.sweep("retinas-single", "04", "kapa")
 
 
 NAMES = r"CC BY(-\w+)* \d\.\d|YAML 1\.1|Python 3\.\d+|SqueezeNet 1\.1|arXiv:\d+\.\d+|BSD-3"

@@ -109,7 +109,7 @@ def model_card() -> str:
         groups.append(f"| {name} | {group['photographs']} | {scores} |")
     discs = pd.read_csv(paths.RECORDED / "sweeps" / "optic-discs" / "results.csv")
     accuracies = {}
-    for name in ("retinas", "retinas-without-phantoms"):
+    for name in ("retinas-single", "retinas-without-phantoms"):
         lines = pd.read_csv(paths.RECORDED / "sweeps" / name / "results.csv")
         of_idrid = lines.metric == "by_source.idrid-lesions.accuracy"
         accuracies[name] = lines[of_idrid].value.mean()
@@ -127,7 +127,7 @@ def model_card() -> str:
         on_disc=disc["times_chance"],
         first_epochs=read_profile("retinas-448", "04_radiomic_sequencer")["epochs"],
         first_size=read_profile("retinas-448", "03_dr_dataset")["size"],
-        here=accuracies["retinas"],
+        here=accuracies["retinas-single"],
         without=accuracies["retinas-without-phantoms"],
         least=least,
         missed=1 - found,
