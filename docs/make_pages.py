@@ -6,7 +6,7 @@ data/recorded/, so that no page says what no file holds. What a template may use
 | name | gives |
 |---|---|
 | `retinas["06"]`, `mnist["02"]`, ... | the numbers of data/recorded/<profile>/, by notebook |
-| `sweep("retinas-single", "06", "kappa")` | one number of a sweep's runs of one notebook, as a series |
+| `sweep("retinas-448", "04", "kappa")` | one number of a sweep's runs of one notebook, a series |
 | `discs` | by recipe, times chance on the disc in photographs for validation, mean of the seeds |
 | `table1` | distances to CLEAR's Table 1: a row a training, a column a reading or control |
 | `score | percent`, `| percent(1)`, `| decimals(2)`, `| thousands` | a number, written |
@@ -29,6 +29,7 @@ import jinja2
 import pandas as pd
 
 from lib import paths
+from lib import sweep as sweeps
 from lib.data import sources
 from lib.methods import clear
 
@@ -96,16 +97,8 @@ def section(number: str) -> str:
 
 
 def sweep(name: str, notebook: str, metric: str) -> pd.Series:
-    """One number of one notebook in all points of a recorded sweep.
-
-    Raises:
-        ValueError: there is none.
-    """
-    table = pd.read_csv(paths.RECORDED / "sweeps" / name / "results.csv")
-    rows = table[table.notebook.str.startswith(notebook) & (table.metric == metric)]
-    if rows.empty:
-        raise ValueError(f"sweep {name} has no {metric} of notebook {notebook}")
-    return rows.set_index("point").value
+    """One number of one notebook in all points of a recorded sweep (`lib.sweep.recorded`)."""
+    return sweeps.recorded(name, notebook, metric).set_index("point").value
 
 
 def recorded() -> dict[str, dict[str, dict[str, Any]]]:

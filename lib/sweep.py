@@ -94,6 +94,30 @@ def names() -> list[str]:
     return sorted(path.stem for path in (paths.NOTEBOOKS / "sweeps").glob("*.yaml"))
 
 
+def recorded(name: str, number: str, metric: str) -> pd.DataFrame:
+    """One number of one notebook in a recorded sweep: its table's lines, one for each point.
+
+    Args:
+        name: of a folder of data/recorded/sweeps/.
+        number: of the notebook, as "04".
+        metric: as the table has it, as "by_source.utem.kappa".
+
+    Returns:
+        A column for each parameter that varies, and among others point, notebook, value and text.
+
+    Raises:
+        FileNotFoundError: there is no such sweep on record.
+        ValueError: it has no such number.
+    """
+    table = pd.read_csv(
+        paths.RECORDED / "sweeps" / name / "results.csv", dtype={"notebook": str, "text": str}
+    )
+    lines = table[table.notebook.str.startswith(number) & (table.metric == metric)]
+    if lines.empty:
+        raise ValueError(f"the recorded sweep {name} has no {metric} of notebook {number}")
+    return lines
+
+
 def read(name: str) -> Sweep:
     """The sweep in notebooks/sweeps/<name>.yaml.
 

@@ -297,6 +297,33 @@ def test_a_training_that_goes_on_begins_with_the_weights_of_the_earlier_one(smok
 
 
 @pytest.mark.slow
+def test_a_sequencer_may_be_the_mean_of_two_others(smoke):
+    build, _ = smoke
+    home = build / "data" / "sequencers"
+    body = ("-p", "body", "squeezenet")
+    names, members = [], []
+    for rate in ("0.001", "0.002"):
+        given = (*body, "-p", "weights", "random", "-p", "learning_rate", rate)
+        said = companion(build, "--only", "04", *given)
+        assert said.returncode == 0, said.stderr[-2000:]
+        names.append(f"phantom-smoke+body=squeezenet+learning_rate={rate}+weights=random")
+        members.append((home / names[-1] / "weights.safetensors").read_bytes())
+    names = " ".join(names)
+    said = companion(build, "--only", "04", *body, "-p", "averaged", names, "-p", "epochs", "0")
+    assert said.returncode == 0, said.stderr[-2000:]
+    (made,) = home.glob("phantom-smoke+averaged=*/config.json")
+    fingerprints = [hashlib.sha256(member).hexdigest() for member in members]
+    assert json.loads(made.read_text())["averaged"] == fingerprints
+    mean = load((made.parent / "weights.safetensors").read_bytes())
+    one, other = (load(member) for member in members)
+    for name, weight in mean.items():
+        assert torch.allclose(weight, (one[name] + other[name]) / 2, atol=1e-7), name
+    assert not torch.equal(one["head.weight"], other["head.weight"])
+    both = companion(build, "--only", "04", *body, "-p", "averaged", names, "-p", "runs", "2")
+    assert both.returncode != 0 and "the mean of the same sequencers" in both.stderr
+
+
+@pytest.mark.slow
 def test_a_run_with_other_parameters_leaves_alone_what_the_first_one_made(smoke):
     build, _ = smoke
 

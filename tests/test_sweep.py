@@ -492,6 +492,19 @@ def test_the_sweeps_of_this_project_can_be_run(books, monkeypatch):
     assert set(sweep.read("mnist").plot) <= set(execution.flat(recorded["numbers"]))
 
 
+def test_a_number_of_a_recorded_sweep_is_that_of_the_notebook_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(paths, "RECORDED", tmp_path)
+    (tmp_path / "sweeps" / "one").mkdir(parents=True)
+    table = ["point,notebook,seed,metric,value,text", "a,04_x,0,kappa,0.5,", "a,06_y,0,kappa,0.9,"]
+    table += ["b,04_x,1,kappa,0.7,", "b,04_x,1,kappa.low,0.1,", "b,04_x,1,failing,,none"]
+    (tmp_path / "sweeps" / "one" / "results.csv").write_text("\n".join(table))
+    lines = sweep.recorded("one", "04", "kappa")
+    assert dict(zip(lines.seed, lines.value, strict=True)) == {0: 0.5, 1: 0.7}
+    assert sweep.recorded("one", "04", "failing").text.tolist() == ["none"]
+    with pytest.raises(ValueError, match="sweep one has no kapa of notebook 04"):
+        sweep.recorded("one", "04", "kapa")
+
+
 # A cluster
 
 

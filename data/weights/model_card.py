@@ -7,7 +7,7 @@ import json
 
 import pandas as pd
 
-from lib import paths
+from lib import paths, sweep
 from lib.learning import checkpoint
 from lib.notebook import read_profile
 
@@ -110,9 +110,9 @@ def model_card() -> str:
     discs = pd.read_csv(paths.RECORDED / "sweeps" / "optic-discs" / "results.csv")
     accuracies = {}
     for name in ("retinas-single", "retinas-without-phantoms"):
-        lines = pd.read_csv(paths.RECORDED / "sweeps" / name / "results.csv")
-        of_idrid = lines.metric == "by_source.idrid-lesions.accuracy"
-        accuracies[name] = lines[of_idrid].value.mean()
+        accuracies[name] = sweep.recorded(
+            name, "04", "by_source.idrid-lesions.accuracy"
+        ).value.mean()
     disc = discs[discs.weights == checkpoint.fingerprint(folder)].iloc[0]
     least, found = min(grades["recall"].items(), key=lambda pair: pair[1])
     lesions = maps["lesions"]
