@@ -409,15 +409,18 @@ def test_the_ledger_counts_how_often_each_reading_is_near_table_1(ledger, monkey
     recorded = tmp_path / "recorded"
     shutil.copytree(paths.RECORDED, recorded, ignore=shutil.ignore_patterns("*.png"))
     monkeypatch.setattr(paths, "RECORDED", recorded)
-    lines = ["point,notebook,seed,epochs,metric,value,text,status"]
+    file = recorded / "sweeps" / "mnist" / "results.csv"
+    table = pd.read_csv(file)
+    table = table[(table.seed < 2) & (table.epochs == 1)]
     for seed in (0, 1):
         for reading, distance in (
             ("linear", 0.2), ("deconvnet", 0.03), ("gated", 0.01 + 0.1 * seed), ("guided", 0.3),
             ("gradient", 0.04), ("integrated gradients", 0.4),
         ):  # fmt: skip
-            metric = f"table1.{reading}.distance"
-            lines.append(f"seed={seed},02_clear_mnist,{seed},1,{metric},{distance},,ok")
-    (recorded / "sweeps" / "mnist" / "results.csv").write_text("\n".join(lines) + "\n")
+            line = (table.seed == seed) & (table.metric == f"table1.{reading}.distance")
+            assert line.sum() == 1
+            table.loc[line, "value"] = distance
+    table.to_csv(file, index=False)
     found = ledger()
     assert found["verdicts"]["clear-table-1"] == "consistent"  # the gradient is always near, too
     assert found["ledger"]["clear-table-1"]["recorded"].startswith(

@@ -80,7 +80,7 @@ def test_the_file_is_small_and_known_by_its_hash(tmp_path):
     for name in ("weights.safetensors", "config.json"):
         (tmp_path / name).write_bytes((PUBLISHED / name).read_bytes())
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"seed": config["seed"] + 1}))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"members": config["members"] + 1}))
     with pytest.raises(ValueError, match="are not of one training"):
         explain.load_sequencer(tmp_path)
 
