@@ -118,6 +118,7 @@ def model_card() -> str:
     least, found = min(grades["recall"].items(), key=lambda pair: pair[1])
     lesions = maps["lesions"]
     member = read_profile("retinas-single", "04_radiomic_sequencer")
+    of_training = ("rim", "epochs", "batch_size", "dropout", "learning_rate", "head_rate")
     kinds = ("any lesion", "microaneurysm", "haemorrhage", "hard exudate", "cotton wool spot")
     times = [lesions[kind]["times_chance"] for kind in (*kinds, "optic disc")]
     return CARD.format(
@@ -140,8 +141,7 @@ def model_card() -> str:
         times=" | ".join("{value:.1f} [{low:.1f}, {high:.1f}]".format(**score) for score in times),
         **{name: grades[name] for name in ("train", "val", "test")},
         size=config["size"],
-        **{name: member[name] for name in ("rim", "epochs", "batch_size", "dropout")},
-        **{name: member[name] for name in ("learning_rate", "head_rate")},
+        **{name: member[name] for name in of_training},
     )
 
 
