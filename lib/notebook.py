@@ -337,17 +337,18 @@ def made_from(parameters: dict[str, Any]) -> dict[str, str]:
         parameters: of a notebook, by name; what it makes itself under the name that it has got.
     """
     found = {}
-    read = [("prepared", parameters.get("prepared", ""))]
-    read += [(kind, parameters.get(kind, "")) for kind in ("sequencer", "start")]
-    read += [("averaged", name) for name in parameters.get("averaged", "").split()]
-    for kind, folder in read:
-        home, names = paths.SEQUENCERS, ("config.json", "weights.safetensors")
-        if kind == "prepared":
-            home, names = paths.PREPARED, ("dataset.json", "manifest.csv")
-        files = [home / Path(folder).expanduser() / name for name in names]
-        if folder and all(file.is_file() for file in files):
-            content = b"".join(file.read_bytes() for file in files)
-            found[f"{kind} {Path(folder).name}"] = hashlib.sha256(content).hexdigest()
+    for kind, home, names in (
+        ("prepared", paths.PREPARED, ("dataset.json", "manifest.csv")),
+        ("sequencer", paths.SEQUENCERS, ("config.json", "weights.safetensors")),
+        ("start", paths.SEQUENCERS, ("config.json", "weights.safetensors")),
+        ("averaged", paths.SEQUENCERS, ("config.json", "weights.safetensors")),
+    ):
+        value = parameters.get(kind, "")
+        for folder in value.split() if kind == "averaged" else [value]:
+            files = [home / Path(folder).expanduser() / name for name in names]
+            if folder and all(file.is_file() for file in files):
+                content = b"".join(file.read_bytes() for file in files)
+                found[f"{kind} {Path(folder).name}"] = hashlib.sha256(content).hexdigest()
     return found
 
 
