@@ -27,6 +27,8 @@ READING_COLOURS = {
     "guided": "#0072B2",
 }
 
+_LETTERS = 80  # that fit side by side below a figure
+
 
 def style() -> None:
     """Set matplotlib for all notebooks: 100 dpi, small type, colours that all can tell apart."""
@@ -239,7 +241,7 @@ def by_seed(ax: Axes, table: Any, seed: str, levels: dict[str, Any]) -> str:
         seed: the column on the horizontal axis.
         levels: lines to compare with, by label; each by the value of `seed`.
     """
-    places = _axis(ax, table[seed])
+    places = _axis(ax, table[seed], seed)
     ax.plot([places[value] for value in table[seed]], table["value"], "o")
     mean, half = interval(table["value"])
     ax.axhline(mean, label="mean")
@@ -247,7 +249,6 @@ def by_seed(ax: Axes, table: Any, seed: str, levels: dict[str, Any]) -> str:
         ax.axhspan(mean - half, mean + half, alpha=0.15, label="its 95 % interval")
     _lines(ax, places, levels)
     ax.legend()
-    ax.set(xlabel=seed)
     values = ", ".join(f"{value:.4g}" for value in table["value"])
     return f"by {seed}: {values}; mean {_with_interval(mean, half)}"
 
@@ -261,7 +262,8 @@ def by_parameter(ax: Axes, table: Any, parameter: str, levels: dict[str, Any]) -
         parameter: the column on the horizontal axis; texts stand there in their order.
         levels: lines to compare with, by label; each by the value of `parameter`.
     """
-    places = _axis(ax, table[parameter])
+    about = f"{parameter} (dashes: single seeds; bars: 95 % intervals of the means)"
+    places = _axis(ax, table[parameter], about)
     seeds = [places[value] for value in table[parameter]]
     ax.plot(seeds, table["value"], "_", color="0.2", zorder=3)
     ax.margins(x=0.1)
@@ -274,7 +276,6 @@ def by_parameter(ax: Axes, table: Any, parameter: str, levels: dict[str, Any]) -
     _lines(ax, places, levels)
     if levels:
         ax.legend()
-    ax.set(xlabel=f"{parameter} (dashes: single seeds; bars: 95 % intervals of the means)")
     return f"by {parameter}: {'; '.join(shown)}"
 
 
@@ -300,8 +301,11 @@ def by_two_parameters(ax: Axes, table: Any, rows: str, columns: str) -> str:
     return f"by {rows} and {columns}: {'; '.join(shown)}"
 
 
-def _axis(ax: Axes, values: Any) -> dict[Any, float]:
-    """Ticks at the values of a parameter; where each stands, numbers to scale, texts in order."""
+def _axis(ax: Axes, values: Any, label: str) -> dict[Any, float]:
+    """Ticks at the values of a parameter; where each stands, numbers to scale, texts in order.
+
+    Texts too long to stand side by side, such as lists of names, are numbered.
+    """
     found = list(dict.fromkeys(values))
     places = {value: place for place, value in enumerate(found)}
     if values.dtype.kind in "iuf":
@@ -309,7 +313,12 @@ def _axis(ax: Axes, values: Any) -> dict[Any, float]:
         if min(found) > 0 and max(found) >= 8 * min(found):
             ax.set_xscale("log")
             ax.minorticks_off()
-    ax.set_xticks(list(places.values()), [verbatim(str(value)) for value in places])
+    ticks = [verbatim(str(value)) for value in places]
+    if values.dtype.kind not in "iuf" and sum(map(len, ticks)) > _LETTERS:
+        ticks = range(1, len(ticks) + 1)
+        label += "\nnumbered in their order in the table"
+    ax.set_xticks(list(places.values()), ticks)
+    ax.set_xlabel(label)
     return places
 
 

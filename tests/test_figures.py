@@ -333,3 +333,16 @@ def test_the_colours_of_the_readings_survive_the_palette():
     for name, colour in figures.READING_COLOURS.items():
         wanted = 255 * np.array(to_rgb(colour))
         assert (np.abs(colours - wanted).max(1) < 6).sum() > 100, name
+
+
+@pytest.mark.parametrize("draw", [figures.by_parameter, figures.by_seed])
+def test_texts_too_long_to_stand_side_by_side_are_numbered(draw):
+    def ticks(values):
+        ax = plt.figure().subplots()
+        draw(ax, pd.DataFrame({"start": values, "value": [0.5, 0.6, 0.7]}), "start", {})
+        return [tick.get_text() for tick in ax.get_xticklabels()], ax.get_xlabel()
+
+    short, label = ticks(["a", "b", "c"])
+    assert short == ["a", "b", "c"] and "numbered" not in label and label.startswith("start")
+    numbered, label = ticks([name * 40 for name in "abc"])
+    assert numbered == ["1", "2", "3"] and "numbered in their order in the table" in label
