@@ -41,7 +41,7 @@ lint: .venv/.ready
 	.venv/bin/lint-imports --no-cache
 
 lab: .venv/.ready
-	.venv/bin/python -m jupyterlab notebooks
+	.venv/bin/python -m jupyterlab --LabApp.default_url=/lab/tree/notebooks
 
 # The committed notebooks as they are, the texts and the API of lib, to be read without the network.
 site: .venv/.ready

@@ -1,13 +1,17 @@
 """One list of dependencies in pyproject.toml, and whatever repeats it in step with it."""
 
 import itertools
+import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
+import time
 import tomllib
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 import skimage
@@ -221,3 +225,36 @@ def test_the_photographs_that_imagenet_knows_come_with_scikit_image(name):
     """A version whose wheel leaves them out would download them, and notebook 1 needs none."""
     folder = Path(skimage.__file__).parent / "data"
     assert Image.open(folder / f"{name}.png").mode == "RGB"
+
+
+@pytest.fixture
+def lab(tmp_path):
+    """What `make lab` starts, without a browser: its address and token."""
+    [command] = subprocess.run(
+        ["make", "-n", "lab"], cwd=paths.ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()[-1:]
+    settings = {"JUPYTER_RUNTIME_DIR": tmp_path, "JUPYTER_CONFIG_DIR": tmp_path / "config"}
+    root = ["--allow-root"] if os.getuid() == 0 else []
+    server = subprocess.Popen(
+        [*shlex.split(command), "--no-browser", *root],
+        cwd=paths.ROOT,
+        env=os.environ | {name: str(folder) for name, folder in settings.items()},
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        while not (found := list(tmp_path.glob("jpserver-*.json"))):
+            assert server.poll() is None, "it has ended"
+            time.sleep(0.2)
+        yield json.loads(found[0].read_text())
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def test_make_lab_opens_what_the_notebooks_link_to(lab):
+    for path in ("exercises/01_cam_imagenet.py", "teaching/glossary.md", "notebooks"):
+        url = f"{lab['url']}api/contents/{path}?content=0&token={lab['token']}"
+        with urlopen(url, timeout=60) as answer:
+            assert json.load(answer)["path"] == path
+    with urlopen(f"{lab['url']}?token={lab['token']}", timeout=60) as answer:
+        assert answer.url.partition("?")[0] == f"{lab['url']}lab/tree/notebooks"
