@@ -159,7 +159,7 @@ score = None  # one number
 score = torch.tensor([[4.0, -2], [0, 2]]).clamp(min=0).mean()
 
 # %% [markdown] tags=["solution"]
-# (4 + 0 + 0 + 2) / 4 = 1.5. The mean of the map itself is 1, a lower bound of it.
+# (4 + 0 + 0 + 2) / 4 = 1.5. The mean of $M_c + b_c$ itself is 1, a lower bound of it.
 
 # %% tags=["misconception"] shows="no ReLU"
 score = 1
@@ -177,8 +177,8 @@ checks.check("1.4", score, points=1)
 # $\sum_k a_k f_k(x, y)$, and no probability does. So the sign of a map means little by itself.
 #
 # Write `centred`: from the maps `M` (N, h, w) of all classes it makes maps that such a constant
-# does not change, whose means still differ from class to class by as much as the scores do, and
-# whose sum over the classes is 0 at each place.
+# does not change, whose means still differ from class to class by as much as the scores do without
+# their biases, and whose sum over the classes is 0 at each place.
 #
 # <details><summary>Hint 1</summary>What the constant adds is the same for all classes, but differs
 # from place to place.</details>

@@ -160,8 +160,8 @@ CAM = {
                 4.0,
                 "4 is the largest place alone; the head averages, it takes no maximum",
             ),
-            "average first": (
-                4 / 3,
+            "positive places": (
+                3.0,
                 "you averaged over the places that are positive; all four places count",
             ),
         },
