@@ -23,6 +23,7 @@ from IPython.core.formatters import DisplayFormatter
 from IPython.display import display
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from PIL import Image
 from scipy import ndimage
 from torch import Tensor, nn
@@ -187,7 +188,7 @@ def draw_answer(network: nn.Module, x: Tensor, relu: str, what: str) -> Drawn:
     height, width = R.shape[2:]
     tiles = level[0].view(2, 5, height, width).transpose(1, 2).reshape(2 * height, 5 * width)
     figure = Figure(figsize=(7, 2.1), dpi=75, layout="none")
-    places = {"image": 0.01, "CLEAR map": 0.245, "the ten responses": 0.48}
+    places = {"image": 0.01, "CLEAR map": 0.245, "ten responses (digit: its probability)": 0.48}
     axes = [figure.add_axes((x0, 0.02, 0.23, 0.84)) for x0 in places.values()]
     axes[2].set_position((0.48, 0.02, 0.51, 0.84))
     pictures = x[0], clear.render(level, clear.DIGIT_HUES)[0], tiles
@@ -196,13 +197,13 @@ def draw_answer(network: nn.Module, x: Tensor, relu: str, what: str) -> Drawn:
     axes[1].set_title(f"CLEAR map, answer {answer}")
     for c in range(10):
         at = {"x": c % 5 * width + 1, "y": c // 5 * height + 1, "va": "top"}
-        colour = hsv_to_rgb((clear.DIGIT_HUES[c], 0.7, 1))
-        axes[2].text(s=f"{c}: {probability[c]:.0%}", color=colour, fontsize=8, **at)
+        text = axes[2].text(s=f"{c}: {probability[c]:.0%}", color="white", fontsize=8, **at)
+        text.set_path_effects([withStroke(linewidth=2, foreground="black")])
     shares = localisation.grade_shares(R[0].argmax(0), R[0].amax(0), 10)
     most = int(shares.argmax())  # of NaN, where nothing responds, the first
     told = "nothing responds"
     if np.isfinite(shares[most]):
-        told = f"most of the response, {shares[most]:.0%}, is for {most}"
+        told = f"the largest share of the response, {shares[most]:.0%}, is for {most}"
     return figure, (
         f"{what}, its CLEAR map and the ten responses ({relu}): answered {answer} with probability "
         f"{probability[answer]:.0%}; {told}."
@@ -304,8 +305,9 @@ def draw_strong(
     figure, axes = _panels(3, 2.1, width_ratios=(1.5, 1, 1))
     curve = table[table.method == name]
     [point] = curve[curve.t == t].itertuples()
-    axes[0].plot(curve.only_strong, curve.without_strong, ".-", color="grey")
-    axes[0].plot(point.only_strong, point.without_strong, "o", ms=9, color="#D55E00")
+    colour = figures.READING_COLOURS.get(name, "black")
+    axes[0].plot(curve.only_strong, curve.without_strong, ".-", color=colour, alpha=0.5)
+    axes[0].plot(point.only_strong, point.without_strong, "o", ms=9, color=colour)
     axes[0].set(xlim=(0, 1.02), ylim=(0, 1.02), title=f"all test images: {name}")
     axes[0].set(xlabel="accuracy, only strong", ylabel="accuracy, without")
     answers = []
