@@ -175,9 +175,9 @@ PLANTED = {
         },
     ),
     "dr-frozen": (
-        {"hits": 0.9, "low": 0.8, "high": 0.95},
-        {"hits": 0.5, "low": 0.4, "high": 0.6},
-        {"random": 0.7},
+        {"hits": 0.9},
+        {"hits": 0.3},
+        {"random": 0.6, "n": 100},
     ),
     "dr-colour": (
         {"agreed_retinas": 0.9},
@@ -237,18 +237,23 @@ def planted(folder, values):
         if source.startswith("sweep "):
             swept.setdefault(source.removeprefix("sweep "), []).append((number, keys[0], value))
             continue
-        numbers, held = runs.setdefault((source, number), ({}, {}))
+        numbers, held, asked = runs.setdefault((source, number), ({}, {}, {}))
         if keys[0] == "check":
             held[keys[1]] = value
+            continue
+        if keys[0] == "parameter":
+            asked[keys[1]] = value
             continue
         for key in keys[:-1]:
             numbers = numbers.setdefault(key, {})
         numbers[keys[-1]] = value
-    for (source, number), (numbers, held) in runs.items():
+    for (source, number), (numbers, held, asked) in runs.items():
         name = NOTEBOOKS[number]
+        left = record(name, numbers, held)
+        left["parameters"] |= asked
         home = folder / "bundled" / "metrics" if source == "here" else folder / "recorded" / source
         home.mkdir(parents=True, exist_ok=True)
-        (home / f"{name}.json").write_text(json.dumps(record(name, numbers, held)))
+        (home / f"{name}.json").write_text(json.dumps(left))
     for sweep in (paths.RECORDED / "sweeps").iterdir():
         home = folder / "recorded" / "sweeps" / sweep.name
         home.mkdir(parents=True)
