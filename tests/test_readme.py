@@ -159,7 +159,7 @@ STATED = {
     },
     "06_clear_dr_scored": {
         **dict.fromkeys(("1 %", "30 %"), "the example of a cap"),
-        **dict.fromkeys(("0.5", "2 %", "4 %"), "smoothing, peaks and tolerances"),
+        **dict.fromkeys(("0.5", "2 %", "3 %"), "smoothing, peaks and tolerances"),
         "0.9": "where Graham's contrast ends",
         "500,000": "where the numbers of drawn patients begin",
         **dict.fromkeys(("0.1", "0.25", "0.5"), "the levels that count as strong"),
@@ -171,7 +171,6 @@ STATED = {
         "5,335": "a tenth of the paper's images",
         "0.05": "the distance that counts as near Table 1",
         "73.2": "CLEAR-DR's accuracy",
-        "3 %": "the widest tolerance of the sweep `maps`",
     },
 }
 
