@@ -34,15 +34,15 @@ No photograph is in it or beside it.
 
 Each weight is the mean of five trainings', seeds 0 to 4 (a model soup, Wortsman et al. 2022;
 profile `retinas`). All five go on from one training on phantoms (notebooks 03 and 04, profile
-`phantoms`), with `retinas-448` from there (`start` phantoms), then with `retinas-single`: {train}
-photographs to learn from, {val} for validation, {test} unseen. Retina cut out, local average taken
-off (Graham 2015), everything beyond {rim} of the radius set to the mean. All layers, {drawn_epochs} epochs of
-drawn eyes (phantoms) at {drawn_size} px, then {first_epochs} of photographs at {first_size} px and
-{epochs} at {size} px, each time AdamW with one cycle up to {learning_rate:g} (grade kernels
-{head_rate:g} times that), batches of {batch_size}, label smoothing, dropout {dropout}, grades drawn
-by one over the square root of their counts, flips, any rotation, scale 0.9 to 1.12, gain and level
-of each channel, bfloat16. Photographs of eyes that are scored by their lesions, and their twins,
-were not learnt from.
+`phantoms`), with `retinas-448` from there (`start` phantoms), then with `retinas-single`:
+{train} photographs to learn from, {val} for validation, {test} unseen. Retina cut out, local
+average taken off (Graham 2015), everything beyond {rim} of the radius set to the mean. All
+layers, {drawn_epochs} epochs of drawn eyes (phantoms) at {drawn_size} px, then {first_epochs} of
+photographs at {first_size} px and {epochs} at {size} px, each time AdamW with one cycle up to
+{learning_rate:g} (grade kernels {head_rate:g} times that), batches of {batch_size}, label
+smoothing, dropout {dropout}, grades drawn by one over the square root of their counts, flips,
+any rotation, scale 0.9 to 1.12, gain and level of each channel, bfloat16. Photographs of eyes
+that are scored by their lesions, and their twins, were not learnt from.
 
 ## How it grades
 
