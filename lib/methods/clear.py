@@ -153,7 +153,7 @@ class _BatchNorm(torch.autograd.Function):
         scale = (variance + eps).rsqrt()
         if weight is not None:
             scale = scale * weight
-        ctx.scale = scale.to(a.dtype)[:, None, None]
+        ctx.scale = scale.to(a.dtype).view(-1, *[1] * (a.ndim - 2))
         return functional.batch_norm(a, mean, variance, weight, bias, eps=eps)
 
     @staticmethod
@@ -297,6 +297,11 @@ class _Reading(TorchFunctionMode):
         names = ("negative_slope", "inplace") if leaky else ("inplace",)
         named |= zip(names, options, strict=False)
         slope = named.get("negative_slope", 0.01) if leaky else 0
+        if slope < 0:
+            raise ValueError(
+                f"a leaky ReLU has the slope {slope}: no reading of Eq. 3 is defined for one below "
+                "0, which turns signs round"
+            )
         in_place = bool(name.endswith("_") or named.get("inplace"))
         part = in_place and input._is_view()  # which no function of ours may change
         rectified = _ReLU.apply(input, slope, in_place and not part, *self.rule)
@@ -425,6 +430,7 @@ def attentive_responses(
             f"relu is {relu!r}; the readings of Eq. 3 are {', '.join(map(repr, RULES))}"
         )
     cam.check_images(images)
+    classes = None if classes is None else list(classes)  # every part asks for them
     if chunk is None:
         chunk = max(1, _PIXELS // images[0, 0].numel())
     if chunk < 1:

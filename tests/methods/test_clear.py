@@ -937,6 +937,43 @@ def test_nan_in_the_weights_is_named(key):
         clear.attentive_responses(network, torch.rand(1, 1, 28, 28))
 
 
+class Flattened(nn.Module):
+    """Batch normalisation of maps (B, 8, H * W) instead of (B, 8, H, W)."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(8)
+        self.norm.load_state_dict(norm.state_dict())
+
+    def forward(self, a):
+        return self.norm(a.flatten(2)).view_as(a)
+
+
+@pytest.mark.parametrize("relu", clear.RULES)
+@pytest.mark.parametrize("images", [1, 2, 8])  # of 8 channels: no number may pass for another
+def test_batch_normalisation_of_flattened_maps_is_that_of_maps(relu, images):
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(8).eval()
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.2, 3)
+    nn.init.normal_(norm.weight)
+    conv = nn.Conv2d(3, 8, 3)
+    head = nn.Conv2d(8, 4, 1)
+    tail = nn.ReLU(), head, nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    x = torch.rand(images, 3, 9, 9)
+    R = clear.attentive_responses(nn.Sequential(conv, norm, *tail).eval(), x, relu)[1]
+    flat = nn.Sequential(conv, Flattened(norm), *tail).eval()
+    assert R.abs().max() > 0
+    torch.testing.assert_close(clear.attentive_responses(flat, x, relu)[1], R)
+
+
+def test_a_leaky_relu_that_turns_signs_round_is_refused():
+    tail = nn.Conv2d(8, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.LeakyReLU(-0.2), *tail)
+    with pytest.raises(ValueError, match=r"the slope -0\.2"):
+        clear.attentive_responses(network, torch.rand(1, 3, 9, 9))
+
+
 @pytest.mark.parametrize("chunk", [1, 3, 7, None])
 def test_any_chunk_gives_the_same_responses(chunk):
     torch.manual_seed(10)
@@ -946,6 +983,9 @@ def test_any_chunk_gives_the_same_responses(chunk):
         clear.attentive_responses(network, images, chunk=chunk), expected, strict=True
     ):
         torch.testing.assert_close(found, whole, rtol=1e-10, atol=1e-12)
+    wanted = (c for c in (3, 1))  # which can be gone through only once
+    found = clear.attentive_responses(network, images, classes=wanted, chunk=chunk)[1]
+    torch.testing.assert_close(found, expected[1][:, [3, 1]], rtol=1e-10, atol=1e-12)
     with pytest.raises(ValueError, match="chunk is 0"):
         clear.attentive_responses(network, images, chunk=0)
 
