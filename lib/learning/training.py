@@ -1,5 +1,6 @@
 """Training on (image, label) pairs: seeded, resumable, on whatever devices Lightning Fabric has."""
 
+import hashlib
 import math
 import re
 import time
@@ -12,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from lib.evaluation import grading
 from lib.learning import checkpoint, losses
@@ -121,6 +122,7 @@ def fit(
         "precision": fabric.strategy.precision.precision,
         "train": len(train),
         "val": len(val),
+        **_content(train, val),
         **(config or {}),
     }
     if fabric.world_size > 1 and fabric.device.type == "cuda":
@@ -580,6 +582,19 @@ def _require_precision(precision: str, device: torch.device) -> None:
         )
 
 
+def _content(*datasets: Dataset) -> dict[str, str]:
+    """The SHA-256 of examples that are tensors; other data sets are named by a run's `config`."""
+    tensors = []
+    for dataset in datasets:
+        if isinstance(dataset, TensorDataset):
+            tensors += dataset.tensors
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return {"content": digest.hexdigest()} if tensors else {}
+
+
 def _check(
     settings: dict[str, Any],
     network: nn.Module,
@@ -605,8 +620,9 @@ def _check(
     known = getattr(train, "grades", None) is not None
     if not 0 <= settings["balanced"] <= 1:
         raise ValueError(f"balanced is {settings['balanced']}; choose 0 to 1")
-    if not settings["head_rate"] > 0:
-        raise ValueError(f"head_rate is {settings['head_rate']}; give more than 0")
+    for name in ("learning_rate", "head_rate"):
+        if not 0 < settings[name] < math.inf:
+            raise ValueError(f"{name} is {settings[name]}; give more than 0, a finite number")
     if settings["head_rate"] != 1 and not hasattr(checkpoint.unwrapped(network), "head"):
         raise ValueError(
             f"head_rate is {settings['head_rate']}, and {settings['network']} has no `head` whose "

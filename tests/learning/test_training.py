@@ -586,6 +586,15 @@ def test_a_finished_run_is_loaded_and_one_with_other_settings_kept_beside(tmp_pa
     assert_same_weights(load_file(out / "weights.safetensors"), other.state_dict())
 
 
+def test_a_network_that_learnt_other_tensors_is_not_taken_for_this_one(tmp_path, capsys):
+    images, labels = Examples().images, Examples().labels
+    fit(tmp_path / "run", train=TensorDataset(images, labels))
+    fit(tmp_path / "run", train=TensorDataset(images.clone(), labels))
+    assert "already trained" in capsys.readouterr().out
+    fit(tmp_path / "run", train=TensorDataset(1 - images, labels))
+    assert "kept as run.1" in capsys.readouterr().out
+
+
 def test_where_the_disk_is_full_the_last_whole_checkpoint_is_kept_and_continued(
     tmp_path, monkeypatch, undisturbed
 ):
@@ -966,6 +975,8 @@ def graded(labels):
         ({"balanced": True, "train": Unlabelled()}, "balanced needs train.grades"),
         ({"balanced": 1.5}, "balanced is 1.5; choose 0 to 1"),
         ({"head_rate": 0}, "head_rate is 0; give more than 0"),
+        ({"learning_rate": -1.0}, "learning_rate is -1.0; give more than 0"),
+        ({"learning_rate": math.inf}, "learning_rate is inf; give more than 0, a finite number"),
         ({"head_rate": 5.0}, "head_rate is 5.0, and Sequential has no `head`"),
         ({"precision": "16"}, "precision is '16'; choose one of 32-true, bf16-mixed"),
         ({"train": Graded(5)}, "train has 5 examples and 0 grades"),
