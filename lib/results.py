@@ -171,7 +171,10 @@ class Results:
             self._add({"path": str(path), "reason": reason})
 
     def forget(self, unlisted: set[Path]) -> None:
-        """Take those from the tables that are on disk no more; what was explained, with a word."""
+        """Take those from the tables that are on disk no more; what was explained, with a word.
+
+        Of one that is there, such as a folder that can be read now, no old reason holds.
+        """
         for path in sorted(unlisted):
             try:
                 path.lstat()
@@ -180,6 +183,9 @@ class Results:
                 self.reject(path, f"no longer there: {figure} shows it" if figure else "")
             except OSError:  # a folder that cannot be read now
                 continue
+            else:
+                if path in self.reasons:
+                    self.reject(path, "")
 
     def write_tables(self) -> None:
         """Write results.csv and rejects.csv; one that somebody has changed is kept aside."""

@@ -635,6 +635,9 @@ def test_a_folder_that_cannot_be_listed_is_a_reject_or_stops_it(run, tmp_path, m
     monkeypatch.setattr(os, "scandir", refusing(errno.EIO))
     with pytest.raises(OSError, match="Input/output error"):
         photographs.explain_files([eyes], run, tmp_path / "out")
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert photographs.explain_files([eyes], run, tmp_path / "out") == (2, {})
+    assert results.read_results(tmp_path / "out" / "rejects.csv").empty
 
 
 # Names as users have them

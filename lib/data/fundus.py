@@ -110,6 +110,8 @@ def prepare(
         raise ValueError(
             f"test_share is {test_share}; choose a share of 0.01 to 0.5 (CLEAR-DR: 0.1)."
         )
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed is {seed}; it must lie in [0, 2**32).")
     for name, value, known in (
         ("eye", eye, EYE_CHOICES),
         ("contrast", contrast, _CONTRASTS),
@@ -626,13 +628,19 @@ class FundusDataset(torch.utils.data.Dataset):
             bool (H, W) by name, for each of `lib.data.retina.MASKS`.
 
         Raises:
-            FileNotFoundError: the data set has no masks.
+            FileNotFoundError: the data set has no masks, or the photograph has none.
         """
         if not any((self.folder / "masks").glob("*.png")):
             raise FileNotFoundError(
                 f"{self.folder} has no masks: of its photographs nobody has outlined the lesions."
             )
-        return retina.read_masks(self._path(f"masks/{self.names[i]}.png"))
+        path = self.folder / "masks" / f"{self.names[i]}.png"
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{path} is missing: nobody has outlined the lesions of this photograph. Where its "
+                f"collection has them, delete {self.folder} and run {MADE_BY} again."
+            )
+        return retina.read_masks(path)
 
     def retina(self, i: int) -> np.ndarray:
         """Where a response to photograph i can count: on its retina.

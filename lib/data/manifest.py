@@ -148,7 +148,7 @@ def read_labels(raw: Path, eye: str) -> tuple[pd.DataFrame, dict[str, str]]:
             EYE_CHOICES[eye]
         ),
     }
-    of_eye = table["eye"].isin([*EYE_CHOICES[eye], ""])
+    of_eye = table["eye"].isin([*EYE_CHOICES[eye], ""]) | ~agree
     rejects = {}
     for reason, faulty in faults.items():
         for row in table[faulty & of_eye].to_dict("records"):

@@ -624,6 +624,7 @@ def test_photographs_named_like_missing_values_are_read_back(tmp_path):
         ({"size": 4096}, "size is 4096; choose"),
         ({"test_share": 0.0}, r"test_share is 0.0; choose a share of 0.01 to 0.5"),
         ({"test_share": 0.9}, "test_share is 0.9; choose"),
+        ({"seed": -1}, r"seed is -1; it must lie in \[0, 2\*\*32\)"),
         ({"eye": "middle"}, "eye is 'middle'; choose one of right, left, both"),
         ({"contrast": "high"}, "contrast is 'high'; choose one of none, graham"),
         ({"file_format": "png"}, "file_format is 'png'; choose one of webp, jpeg"),

@@ -223,6 +223,7 @@ def test_an_eye_that_is_not_known_is_a_reject_where_it_matters(tmp_path):
     table, rejects = manifest.read_labels(raw, "right")
     assert set(known(table)) == {"1_right"}
     assert rejects == unknown | {"2_left": wrong["2_left"]}
+    assert manifest.read_labels(raw, "left")[1]["2_left"] == wrong["2_left"]
     table, rejects = manifest.read_labels(raw, "both")
     assert set(known(table)) == {"1_left", "1_right"}
     assert set(rejects) == {*wrong, "portrait"} and wrong.items() <= rejects.items()
