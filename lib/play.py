@@ -169,7 +169,8 @@ def as_digit(ink: np.ndarray, dataset: str) -> Tensor | None:
         large = functional.interpolate(grid, size=24, mode="bilinear", align_corners=False)
         return functional.pad(large, (2, 2, 2, 2))
     y, x = ndimage.center_of_mass(digit)
-    return torch.from_numpy(np.roll(digit, (round(13.5 - y), round(13.5 - x)), (0, 1)))[None, None]
+    move = round(13.5 - y), round(13.5 - x)
+    return torch.from_numpy(ndimage.shift(digit, move, order=0))[None, None]
 
 
 def draw_answer(network: nn.Module, x: Tensor, relu: str, what: str) -> Drawn:

@@ -548,9 +548,11 @@ def _write(
     table = _table(points, tasks, done)
     paths.write(home / "results.csv", partial(table.to_csv, index=False))
     paths.write(home / "results.parquet", partial(table.to_parquet, index=False))
+    before = home / "index.html"
+    shown = before.read_text(encoding="utf-8") if before.exists() else ""
     drawn = _draw(sweep, table)
     for old in home.glob("*.png"):
-        if old.name not in drawn:
+        if old.name not in drawn and f'<img src="{quote(old.name)}"' in shown:
             old.unlink()
     page = _page(sweep, points, tasks, done, drawn)
     paths.write(home / "index.html", lambda beside: beside.write_text(page, encoding="utf-8"))

@@ -146,6 +146,14 @@ def test_a_drawing_for_mnist_has_20_pixels_and_its_mass_in_the_middle(corner):
     assert np.allclose(ndimage.center_of_mass(digit[0, 0].numpy()), 13.5, atol=0.51)
 
 
+def test_a_drawing_with_a_long_tail_does_not_go_on_at_the_other_edge():
+    ink = np.zeros((SIDE, SIDE), np.uint8)
+    ink[0:30, 0:30] = 255
+    ink[30:100, 14:16] = 255
+    digit = play.as_digit(ink, "mnist")[0, 0].numpy()
+    assert ndimage.label(digit > 0)[1] == 1 and not digit[0].any()
+
+
 @pytest.mark.parametrize("dataset", digits.DATASETS)
 def test_nothing_drawn_is_no_digit_and_one_dot_is(dataset):
     ink = np.zeros((SIDE, SIDE), np.uint8)

@@ -333,6 +333,7 @@ def test_a_dry_run_says_the_points_the_minutes_and_what_is_done_and_writes_nothi
         (["07", "-g", "seed", "0"], "07 reads the numbers of a whole run"),
         (["02", "-g", "seed", "0", "--name", "../x"], "--name '../x' names a folder"),
         (["02", "-g", "seed", "0", "--workers", "0"], "--workers must be 1 or more, got 0"),
+        (["02", "-g", "seed", "0", "--timeout", "-5"], "--timeout must be 1 or more, got -5"),
         (["mnis"], "There is no sweep 'mnis' in notebooks/sweeps. Did you mean mnist?"),
         (["mnist", "-g", "seed", "0"], "mnist: give numbers of notebooks, or the name"),
         (["02", "mnist"], "02 mnist: give numbers of notebooks, or the name"),
@@ -426,9 +427,10 @@ def test_two_parameters_make_a_table_and_only_seeds_a_row_of_dots(executed, caps
     page = (paths.BUILD / "sweeps" / "u" / "index.html").read_text()
     # 0.3, 1.3: mean 0.8, s = 0.7071, t(1) = 12.706, half = 6.353
     assert "by seed: 0.3, 1.3; mean 0.8 (95 % interval -5.553 to 7.153)" in page
+    (paths.BUILD / "sweeps" / "t" / "mine.png").touch()
     assert ask("02", *words[:-2], "-g", "flips", "true,false", "--name", "t") == 0
     assert "besides seed, 3 parameters vary" in capsys.readouterr().out
-    assert not list((paths.BUILD / "sweeps" / "t").glob("*.png"))
+    assert [file.name for file in (paths.BUILD / "sweeps" / "t").glob("*.png")] == ["mine.png"]
 
 
 def test_a_file_says_which_metrics_are_drawn_and_which_lines(executed):
