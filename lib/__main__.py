@@ -26,14 +26,22 @@ def main(arguments: list[str] | None = None) -> int:
         "--profile", default="bundled", help="bundled or a folder of notebooks/profiles"
     )
     command.add_argument(
-        "--only", nargs="+", default=[], metavar="NN", help="numbers of notebooks: 02 05"
+        "--only",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NN",
+        help="numbers of notebooks: 02 05",
     )
     command.add_argument(
         "-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), dest="given"
     )
     command.add_argument("--timeout", type=int, default=21600, help="seconds one cell may take")
     command.add_argument(
-        "--workers", type=int, help="notebooks at once; two, where there are two cores"
+        "--workers",
+        type=int,
+        default=execution.default_workers(),
+        help="notebooks at once; two, where there are two cores",
     )
     command = commands.add_parser("sweep", help="notebooks over a grid of parameters")
     command.add_argument(
@@ -57,7 +65,10 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--name", help="of the folder in build/sweeps")
     where = command.add_mutually_exclusive_group()
     where.add_argument(
-        "--workers", type=int, help="notebooks at once; two, where there are two cores"
+        "--workers",
+        type=int,
+        default=execution.default_workers(),
+        help="notebooks at once; two, where there are two cores",
     )
     where.add_argument("--cluster", metavar="ADDRESS", help="of a Dask scheduler that runs them")
     command.add_argument("--dry-run", action="store_true", help="only say what would be run")
@@ -87,6 +98,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal shows every name
     try:
+        for name in ("workers", "timeout"):
+            if getattr(options, name, 1) < 1:
+                raise ValueError(f"--{name} must be 1 or more, got {getattr(options, name)}.")
         if options.command == "explain":
             return _explain(options)
         if options.command == "sweep":
@@ -113,9 +127,6 @@ def _sweep(options: argparse.Namespace) -> int:
     """Sweep what is named, or what the options say."""
     from lib import sweep  # a second, which `run` need not wait for
 
-    workers = execution.default_workers() if options.workers is None else options.workers
-    if workers < 1:
-        raise ValueError(f"--workers must be 1 or more, got {workers}.")
     words = (options.grid, options.given, options.profile, options.name)
     if all(word.isdecimal() for word in options.what):
         asked = sweep.from_words(
@@ -129,9 +140,9 @@ def _sweep(options: argparse.Namespace) -> int:
     else:
         asked = sweep.read(options.what[0])
     if options.dry_run:
-        sweep.dry_run(asked, workers, options.retry)
+        sweep.dry_run(asked, options.workers, options.retry)
         return 0
-    return sweep.run(asked, workers, options.cluster, options.timeout, options.retry)
+    return sweep.run(asked, options.workers, options.cluster, options.timeout, options.retry)
 
 
 def _explain(options: argparse.Namespace) -> int:

@@ -468,9 +468,7 @@ def default_workers() -> int:
     return min(2, os.cpu_count() or 1)
 
 
-def run(
-    name: str, chosen: dict[str, dict[str, Any]], timeout: int, workers: int | None = None
-) -> int:
+def run(name: str, chosen: dict[str, dict[str, Any]], timeout: int, workers: int) -> int:
     """Run the `chosen` notebooks, print a table of what came out, return the exit status.
 
     Notebooks that do not need each other run side by side, the ledger after all others. What an
@@ -481,7 +479,7 @@ def run(
         name: of the run, and of the folder below build/.
         chosen: as `plan` returned it.
         timeout: seconds that one cell may take.
-        workers: notebooks to run at once; two, where there are two cores.
+        workers: notebooks to run at once.
 
     Raises:
         RuntimeError: another process runs this; the message says which. Or a worker process ended.
@@ -489,7 +487,7 @@ def run(
     """
     paths.require_folders()
     with paths.alone(run_folder(name), "writing"):
-        return _run(name, chosen, timeout, workers or default_workers())
+        return _run(name, chosen, timeout, workers)
 
 
 def _run(name: str, chosen: dict[str, dict[str, Any]], timeout: int, workers: int) -> int:

@@ -177,8 +177,13 @@ def alone(folder: Path, doing: str) -> Iterator[None]:
     make(folder.parent)
     held = folder.with_name(f"{folder.name}.lock")
     lock = FileLock(held)
+    patience = os.environ.get("COMPANION_PATIENCE") or "0"
     try:
-        lock.acquire(timeout=float(os.environ.get("COMPANION_PATIENCE") or 0))
+        lock.acquire(timeout=float(patience))
+    except ValueError:
+        raise ValueError(
+            f"COMPANION_PATIENCE is {patience!r}; give seconds, or unset it."
+        ) from None
     except Timeout:
         holder = held.read_text(errors="replace") or "unknown"
         raise RuntimeError(

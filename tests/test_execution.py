@@ -92,6 +92,9 @@ def test_what_one_notebook_makes_under_other_parameters_reaches_those_that_read_
         (["-p", "rate", ".inf"], "rate must be float, got '.inf'"),
         (["-p", "seed", "1", "-p", "seed", "2"], "-p seed is given twice"),
         (["-p", "profile", "mine"], "profile is 'mine', but --profile is 'bundled'"),
+        (["--workers", "-1"], "--workers must be 1 or more, got -1"),
+        (["--timeout", "0"], "--timeout must be 1 or more, got 0"),
+        (["--only", "01", "--only", "07"], "no notebook 07. There are 01_x, 02_x"),
     ],
 )
 def test_unknown_things_end_with_status_2_before_anything_is_run(shelf, capsys, arguments, said):
