@@ -276,6 +276,12 @@ def test_with_patience_a_second_process_waits_until_the_first_has_ended(tmp_path
     monkeypatch.setenv("COMPANION_PATIENCE", "")
     with paths.alone(folder, "training"):
         pass
+    monkeypatch.setenv("COMPANION_PATIENCE", "long")
+    with (
+        pytest.raises(ValueError, match="COMPANION_PATIENCE is 'long'; give seconds"),
+        paths.alone(folder, "training"),
+    ):
+        pass
 
 
 def test_a_journal_keeps_what_was_added_and_leaves_out_a_line_that_was_cut_off(tmp_path):
