@@ -251,6 +251,7 @@ def test_recorded_numbers_are_under_the_names_that_the_notebook_gives_them(smoke
     optional = {
         *("objectives", "eq3_error", "photographs_by_source", "by_source", "val_kappa", "val"),
         *("froc", "paired", "random_networks", "used_more", "heads", "tolerances"),
+        *("froc_methods", "deletion_photographs", "after_first_step"),
         *("photographs_known", "photographs_identity_error", "class_units"),
     }
     assert set(record["numbers"]) - optional == set(numbers(smoke[0], file.stem)) - optional
