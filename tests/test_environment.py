@@ -230,9 +230,10 @@ def test_the_photographs_that_imagenet_knows_come_with_scikit_image(name):
 @pytest.fixture
 def lab(tmp_path):
     """What `make lab` starts, without a browser: its address and token."""
-    [command] = subprocess.run(
+    told = subprocess.run(
         ["make", "-n", "lab"], cwd=paths.ROOT, capture_output=True, text=True, check=True
-    ).stdout.splitlines()[-1:]
+    )
+    [command] = [line for line in told.stdout.splitlines() if " -m jupyterlab" in line]
     settings = {"JUPYTER_RUNTIME_DIR": tmp_path, "JUPYTER_CONFIG_DIR": tmp_path / "config"}
     root = ["--allow-root"] if os.getuid() == 0 else []
     server = subprocess.Popen(
