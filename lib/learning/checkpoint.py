@@ -235,7 +235,7 @@ def save_run(
     weights = {}
     for name, value in state_of(network).items():
         weights[name] = value.cpu().clone(memory_format=torch.contiguous_format)
-    content = save(weights, {"sha256": _digest(settings, weights)})
+    content = save(weights, {"sha256": digest(settings, weights)})
     paths.write(out / _WEIGHTS, lambda beside: beside.write_bytes(content))
     paths.write(out / "history.csv", lambda beside: table.to_csv(beside, index=False))
     _write_json(out / "metrics.json", next(row for row in history if row["kept"]))
@@ -315,11 +315,11 @@ def load_network(
     try:
         weights = load_file(path)
         with safe_open(path, "pt") as file:
-            digest = (file.metadata() or {}).get("sha256")
+            kept = (file.metadata() or {}).get("sha256")
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is damaged ({error}): {again}") from error
     config = _read_config(folder, notebook)
-    if digest and digest != _digest(config, weights):
+    if kept and kept != digest(config, weights):
         raise ValueError(
             f"{path} and the {_CONFIG} beside it are not of one training: one of them was damaged "
             f"or edited. Set {_CONFIG} back; else {again}"
@@ -350,13 +350,13 @@ def _read_config(folder: Path, notebook: str) -> dict[str, Any]:
     )
 
 
-def _digest(settings: dict[str, Any], weights: dict[str, Tensor]) -> str:
-    """SHA-256 of the settings and of the names, types, shapes and bytes of weights on the CPU."""
-    digest = hashlib.sha256(json.dumps(_as_json(settings), sort_keys=True).encode())
-    for name, value in sorted(weights.items()):
-        digest.update(f"\n{name} {value.dtype} {list(value.shape)}\n".encode())
-        digest.update(value.contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+def digest(settings: dict[str, Any], tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of the settings and of the names, types, shapes and bytes of tensors on the CPU."""
+    found = hashlib.sha256(json.dumps(_as_json(settings), sort_keys=True).encode())
+    for name, value in sorted(tensors.items()):
+        found.update(f"\n{name} {value.dtype} {list(value.shape)}\n".encode())
+        found.update(value.contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def _as_json(settings: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Training on (image, label) pairs: seeded, resumable, on whatever devices Lightning Fabric has."""
 
-import hashlib
 import math
 import re
 import time
@@ -122,7 +121,7 @@ def fit(
         "precision": fabric.strategy.precision.precision,
         "train": len(train),
         "val": len(val),
-        **_content(train, val),
+        **_content(train=train, val=val),
         **(config or {}),
     }
     if fabric.world_size > 1 and fabric.device.type == "cuda":
@@ -582,17 +581,14 @@ def _require_precision(precision: str, device: torch.device) -> None:
         )
 
 
-def _content(*datasets: Dataset) -> dict[str, str]:
+def _content(**datasets: Dataset) -> dict[str, str]:
     """The SHA-256 of examples that are tensors; other data sets are named by a run's `config`."""
-    tensors = []
-    for dataset in datasets:
+    tensors = {}
+    for name, dataset in datasets.items():
         if isinstance(dataset, TensorDataset):
-            tensors += dataset.tensors
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        digest.update(f"{tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return {"content": digest.hexdigest()} if tensors else {}
+            for number, tensor in enumerate(dataset.tensors):
+                tensors[f"{name} {number}"] = tensor.cpu()
+    return {"content": checkpoint.digest({}, tensors)} if tensors else {}
 
 
 def _check(
