@@ -173,17 +173,20 @@ def alone(folder: Path, doing: str) -> Iterator[None]:
 
     Raises:
         RuntimeError: another process holds the lock; the message says which.
+        ValueError: `COMPANION_PATIENCE` is no number.
     """
     make(folder.parent)
     held = folder.with_name(f"{folder.name}.lock")
     lock = FileLock(held)
     patience = os.environ.get("COMPANION_PATIENCE") or "0"
     try:
-        lock.acquire(timeout=float(patience))
+        seconds = float(patience)
     except ValueError:
         raise ValueError(
             f"COMPANION_PATIENCE is {patience!r}; give seconds, or unset it."
         ) from None
+    try:
+        lock.acquire(timeout=seconds)
     except Timeout:
         holder = held.read_text(errors="replace") or "unknown"
         raise RuntimeError(
