@@ -119,6 +119,12 @@ def test_no_claim_of_the_committed_run_failed_and_each_says_what_came_out(name):
 
 
 @every_notebook
+def test_the_committed_run_trained_what_it_shows(name):
+    said = "".join(out.get("text", "") for cell in code(name) for out in cell.outputs)
+    assert not re.search(r"^(already trained|continues after epoch)", said, re.M)
+
+
+@every_notebook
 def test_every_cell_has_been_run_in_order_without_an_error_and_a_checked_one_has_an_output(name):
     assert [cell.execution_count for cell in code(name)] == list(range(1, len(code(name)) + 1))
     for cell in code(name):
